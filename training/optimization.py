@@ -1,0 +1,67 @@
+"""The optimizer and the learning-rate schedule, as transformers makes them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+
+from training.errors import UserError
+from training.settings import Settings
+
+# What these schedules need besides the number of steps; the share of the highest rate that is left at the end.
+_FINAL_RATE_SHARE = 0.1
+_WARMUP_STABLE_DECAY_SHARE = 0.2  # of all steps are spent on the decay
+
+
+def make_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.Optimizer:
+    """The chosen optimizer over the trainable parameters; raises UserError when this computer cannot run it."""
+    if settings.optimizer.startswith("paged") and not torch.cuda.is_available():
+        raise UserError(
+            f"Optimizer: {settings.optimizer} moves memory between GPU and CPU and there is no GPU: choose adamw_torch."
+        )
+    with tempfile.TemporaryDirectory() as unused:  # TrainingArguments insists on a folder; nothing is written there
+        arguments = TrainingArguments(
+            output_dir=unused, optim=settings.optimizer, learning_rate=settings.learning_rate, report_to="none"
+        )
+        try:
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        except (ValueError, ImportError) as error:
+            raise UserError(
+                f"Optimizer: {settings.optimizer} is not available here ({error}): choose adamw_torch."
+            ) from error
+    # Adafactor's own defaults scale the rate by step and weight; the form's learning rate is meant as it stands.
+    optimizer = optimizer_class(
+        [p for p in model.parameters() if p.requires_grad], weight_decay=settings.weight_decay, **options
+    )
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_steps: int) -> Any:
+    """The chosen learning-rate schedule over `total_steps` optimizer steps."""
+    warmup = warmup_steps(settings, total_steps)
+    specific: dict[str, Any] = {}
+    if settings.scheduler in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
+        specific["min_lr_rate"] = _FINAL_RATE_SHARE
+    if settings.scheduler == "warmup_stable_decay":
+        specific["num_decay_steps"] = max(1, round(total_steps * _WARMUP_STABLE_DECAY_SHARE))
+    if settings.scheduler == "inverse_sqrt":
+        # Without a warm-up the library would fall so slowly that it looks constant.
+        specific["timescale"] = max(warmup, 1)
+    return get_scheduler(
+        settings.scheduler,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=specific,
+    )
+
+
+def warmup_steps(settings: Settings, total_steps: int) -> int:
+    """Steps of warm-up: `warmup` below 1 is a share of all steps, otherwise it is their number, never more than all."""
+    steps = settings.warmup * total_steps if settings.warmup < 1 else settings.warmup
+    return min(math.ceil(steps), total_steps)

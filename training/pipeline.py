@@ -1,0 +1,64 @@
+"""One run from its settings to the saved adapter: tokenizer, data, model, trainer, receipt, result."""
+
+from __future__ import annotations
+
+import logging
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from training import data, model
+from training.base_models import locate_base_model
+from training.checkpoints import save_result
+from training.events import Note
+from training.paths import Folders, write_atomically
+from training.receipt import make_receipt
+from training.runs import Checkpoint, Run, Status
+from training.settings import Settings
+from training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def train_run(run: Run, folders: Folders) -> bool:
+    """Train the run, or go on with it; returns whether it came to its end. Raises UserError for what the user can mend."""
+    settings = run.settings()
+    source = locate_base_model(folders, settings.base_model)
+    set_seed(settings.seed)
+    tokenizer = model.load_tokenizer(source)
+    prepared = _prepare_data(run, settings, folders, tokenizer)
+    log.info("%d examples to train on, %d held out", len(prepared.train), len(prepared.evaluation))
+
+    checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
+    lora = _load_model(settings, source, checkpoint)
+    trainer = Trainer(run, settings, lora, prepared, int(tokenizer.pad_token_id))
+    receipt = make_receipt(settings, lora, tokenizer, prepared, trainer.schedule)
+    write_atomically(run.receipt_file, receipt.model_dump_json(indent=2))
+    run.set_state(Status.TRAINING)
+    log.info("training %d steps on %s", trainer.schedule.total_steps, model.device())
+    finished = trainer.train(checkpoint)
+    run.set_state(Status.SAVING)
+    save_result(run, lora, tokenizer)
+    return finished
+
+
+def _prepare_data(
+    run: Run, settings: Settings, folders: Folders, tokenizer: PreTrainedTokenizerBase
+) -> data.PreparedData:
+    """The examples; whatever the user should know about them becomes a note of the run."""
+    if note := data.add_template(tokenizer):
+        run.append(Note(text=note))
+    prepared = data.prepare(settings, folders, tokenizer)
+    for source in prepared.sources:
+        if summary := source.summary():
+            run.append(Note(level="warning", text=summary))
+    return prepared
+
+
+def _load_model(settings: Settings, source: str, checkpoint: Checkpoint | None) -> PeftModel:
+    base = model.load_base(source, settings.precision)
+    if settings.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    if checkpoint:
+        return model.load_adapter(base, checkpoint.folder, trainable=True)
+    return model.attach_lora(base, settings)

@@ -1,0 +1,79 @@
+"""The receipt: exactly what ran, so that a training can be understood and repeated."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
+
+from training.data import PreparedData
+from training.model import compute_dtype
+from training.optimization import warmup_steps
+from training.settings import Settings
+from training.trainer import Schedule
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gradio")
+
+
+class Receipt(BaseModel):
+    """What really ran. Counts are of the examples that were trained, after all that was dropped."""
+
+    settings: dict[str, Any]
+    data: list[dict[str, Any]]  # each file: sha256, format, rows read, rows dropped or cut with their reasons
+    train_examples: int
+    evaluation_examples: int
+    tokens_per_epoch: int
+    trained_tokens_per_epoch: int  # those that count in the loss
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    gradient_accumulation: int  # micro-batches in a full batch
+    trainable_parameters: int
+    all_parameters: int
+    compute_precision: str
+    attention: str
+    base_model_hash: str | None  # the Hub's commit, for a downloaded model
+    chat_template: str
+    end_token: str
+    device: str
+    python: str
+    packages: dict[str, str]
+
+
+def make_receipt(
+    settings: Settings, lora: PeftModel, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData, schedule: Schedule
+) -> Receipt:
+    """The receipt of a training that is about to start."""
+    trainable, total = lora.get_nb_trainable_parameters()
+    config = lora.get_base_model().config
+    return Receipt(
+        settings=settings.model_dump(mode="json"),
+        data=[asdict(source) for source in prepared.sources],
+        train_examples=len(prepared.train),
+        evaluation_examples=len(prepared.evaluation),
+        tokens_per_epoch=sum(len(e.input_ids) for e in prepared.train),
+        trained_tokens_per_epoch=sum(e.trained_tokens for e in prepared.train),
+        steps_per_epoch=schedule.steps_per_epoch,
+        total_steps=schedule.total_steps,
+        warmup_steps=warmup_steps(settings, schedule.total_steps),
+        gradient_accumulation=-(-settings.batch_size // settings.micro_batch_size),
+        trainable_parameters=trainable,
+        all_parameters=total,
+        compute_precision=str(compute_dtype()).removeprefix("torch."),
+        attention=str(config._attn_implementation),
+        base_model_hash=vars(config).get("_commit_hash"),
+        chat_template=str(tokenizer.chat_template),
+        end_token=str(tokenizer.eos_token),
+        device=torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        python=sys.version.split()[0],
+        packages={name: version(name) for name in _PACKAGES},
+    )

@@ -1,0 +1,283 @@
+"""The run folder, the only truth about a training: settings, state, events, log, checkpoints, adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, Field, ValidationError
+
+from training.errors import UserError
+from training.events import Event, event_reader
+from training.paths import Folders, safe_name, write_atomically
+from training.settings import Settings, parse
+
+SETTINGS_FILE = "settings.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# What may differ when a run goes on: none of it changes what was learnt so far.
+_MAY_CHANGE = {
+    "if_exists",
+    "epochs",
+    "evaluate_every",
+    "save_every",
+    "keep_last",
+    "stop_at_loss",
+    "micro_batch_size",
+    "gradient_checkpointing",
+}
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    TRAINING = "training"
+    SAVING = "saving"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def active(self) -> bool:
+        """Whether a process is, or should be, at work on the run."""
+        return self not in (Status.DONE, Status.STOPPED, Status.FAILED)
+
+
+class State(BaseModel):
+    """A run's status, why it ended so, and the process in charge of it."""
+
+    status: Status
+    cause: str = ""
+    pid: int | None = None
+    process_started: float | None = None  # seconds since 1970: a pid alone may have been given to another process
+    changed: float = Field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: adapter, optimizer, random states."""
+
+    step: int
+    folder: Path
+
+
+class Run:
+    """One training and its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self.events_file = folder / "events.jsonl"
+        self.log_file = folder / "worker.log"
+        self.receipt_file = folder / "receipt.json"
+        self._settings_file = folder / SETTINGS_FILE
+        self._state_file = folder / "state.json"
+        self._stop_file = folder / "stop"
+
+    def settings(self) -> Settings:
+        """What was asked; raises UserError where the file is missing or damaged."""
+        try:
+            return parse(json.loads(self._settings_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"'{self.name}' has no {SETTINGS_FILE}: it was not trained with Graft.") from None
+        except json.JSONDecodeError:
+            raise UserError(f"The {SETTINGS_FILE} of '{self.name}' is damaged: it is not JSON.") from None
+
+    def write_settings(self, settings: Settings) -> None:
+        write_atomically(self._settings_file, settings.model_dump_json(indent=2))
+
+    def stored_state(self) -> State:
+        """The last state written down. A folder without one holds an adapter from elsewhere, or nothing of use."""
+        try:
+            return State.model_validate_json(self._state_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return State(status=Status.DONE) if self.has_adapter() else State(status=Status.FAILED, cause="It is empty.")
+        except ValidationError:
+            return State(status=Status.FAILED, cause="Its state.json is damaged.")
+
+    def state(self) -> State:
+        """The state as it truly is: a run whose process is gone without a last word has failed."""
+        state = self.stored_state()
+        if state.status.active and not _is_alive(state):
+            state.status = Status.FAILED
+            state.cause = "The training process ended without a word: it was killed, or the computer went down."
+        return state
+
+    def set_state(self, status: Status, cause: str = "", pid: int | None = None) -> None:
+        """Write the state; `pid` is the process in charge, by default this one."""
+        pid = pid or os.getpid()
+        try:
+            started = psutil.Process(pid).create_time()
+        except psutil.NoSuchProcess:
+            started = None  # it ended just now; the state then reads as such
+        write_atomically(
+            self._state_file,
+            State(status=status, cause=cause, pid=pid, process_started=started).model_dump_json(indent=2),
+        )
+
+    def append(self, event: Event) -> None:
+        """Add a line to the events; one write, so that lines never mix."""
+        with self.events_file.open("ab") as file:
+            file.write(event.model_dump_json().encode() + b"\n")
+
+    def request_stop(self) -> None:
+        """Ask the worker to save and end after the step it is at."""
+        self._stop_file.touch()
+
+    def withdraw_stop(self) -> None:
+        self._stop_file.unlink(missing_ok=True)
+
+    def stop_requested(self) -> bool:
+        return self._stop_file.exists()
+
+    def has_adapter(self) -> bool:
+        return (self.folder / ADAPTER_WEIGHTS).is_file() and (self.folder / ADAPTER_CONFIG).is_file()
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The complete checkpoints, oldest first."""
+        found = ((_CHECKPOINT.fullmatch(p.name), p) for p in self.folder.glob("checkpoint-*") if p.is_dir())
+        return sorted((Checkpoint(int(m[1]), p) for m, p in found if m), key=lambda c: c.step)
+
+    def log_tail(self, lines: int = 30, max_bytes: int = 16_384) -> str:
+        """The last lines the worker printed."""
+        try:
+            with self.log_file.open("rb") as file:
+                file.seek(max(0, self.log_file.stat().st_size - max_bytes))
+                text = file.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        # A progress bar overwrites its line: only what it showed last is of use.
+        return "\n".join(line.rsplit("\r", 1)[-1] for line in text.rstrip().split("\n")[-lines:])
+
+
+class EventReader:
+    """Reads a run's events as they are appended, each once."""
+
+    def __init__(self, run: Run) -> None:
+        self._path = run.events_file
+        self._offset = 0  # bytes
+
+    def read_new(self) -> list[Event]:
+        """The events added since the last call. An unterminated last line waits for the next one."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [event for line in complete.splitlines() if (event := _parse_event(line))]
+
+
+def _parse_event(line: bytes) -> Event | None:
+    """The event, or None for a line that a crash of the machine tore: the others still tell the story."""
+    try:
+        return event_reader.validate_json(line)
+    except ValidationError:
+        return None
+
+
+def _is_alive(state: State) -> bool:
+    if state.pid is None or state.process_started is None:
+        return False
+    try:
+        process = psutil.Process(state.pid)
+        # Not all systems give the start time with the same fraction of a second twice.
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - state.process_started) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def list_runs(folders: Folders) -> list[Run]:
+    """The runs in the loras folder, newest first. Adapters from elsewhere that lie there count as runs."""
+    if not folders.loras.is_dir():
+        return []
+    found = [
+        (p / SETTINGS_FILE if (p / SETTINGS_FILE).is_file() else p / ADAPTER_CONFIG, p)
+        for p in folders.loras.iterdir()
+        if not p.name.startswith(".")
+    ]
+    dated = [(marker.stat().st_mtime, p) for marker, p in found if marker.is_file()]
+    return [Run(p) for _, p in sorted(dated, reverse=True)]
+
+
+def find_run(folders: Folders, name: str) -> Run:
+    """The run called `name`; raises UserError when there is none."""
+    folder = folders.loras / safe_name(name)
+    if not folder.is_dir():
+        raise UserError(f"There is no LoRA called '{name}' in {folders.loras}.")
+    return Run(folder)
+
+
+def create_run(folders: Folders, settings: Settings) -> Run:
+    """The run folder for a training to come, made or reused as `if_exists` says; raises UserError when it cannot be."""
+    run = Run(folders.loras / safe_name(settings.name))
+    if run.folder.exists():
+        if settings.if_exists == "continue":
+            return continue_run(run, settings)
+        if settings.if_exists == "overwrite":
+            _set_aside(run)
+        else:
+            run = _next_version(run)
+    run.folder.mkdir(parents=True)
+    run.write_settings(settings.model_copy(update={"name": run.name}))
+    run.set_state(Status.QUEUED)
+    return run
+
+
+def continue_run(run: Run, settings: Settings) -> Run:
+    """Make a finished, stopped or failed run ready to go on from its last checkpoint; raises UserError if it cannot."""
+    state = run.state()
+    if state.status.active:
+        raise UserError(f"'{run.name}' is being trained at this moment: stop it first.")
+    if not run.checkpoints():
+        raise UserError(f"'{run.name}' has no checkpoint to continue from: choose 'new version'.")
+    before = run.settings()
+    differing = [
+        str(field.title)
+        for name, field in Settings.model_fields.items()
+        if name not in _MAY_CHANGE and getattr(before, name) != getattr(settings, name)
+    ]
+    if differing:
+        raise UserError(
+            f"'{run.name}' was begun with other settings ({', '.join(differing)}): copy its settings to continue it, "
+            "or choose 'new version'."
+        )
+    if state.status is Status.DONE and settings.epochs <= before.epochs:
+        raise UserError(f"'{run.name}' is done with its {before.epochs:g} epochs: raise Epochs to train it further.")
+    run.withdraw_stop()
+    run.write_settings(settings)
+    run.set_state(Status.QUEUED)
+    return run
+
+
+def _next_version(run: Run) -> Run:
+    number = 2
+    while (folder := run.folder.with_name(f"{run.name}-{number}")).exists():
+        number += 1
+    return Run(folder)
+
+
+def _set_aside(run: Run) -> None:
+    """Move a run out of the way, where it can be taken back by hand."""
+    if run.state().status.active:
+        raise UserError(f"'{run.name}' is being trained at this moment: stop it first, or choose another name.")
+    store = run.folder.parent / ".replaced"
+    store.mkdir(exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    target = store / f"{run.name}-{stamp}"
+    number = 2
+    while target.exists():
+        target = store / f"{run.name}-{stamp}-{number}"
+        number += 1
+    run.folder.rename(target)

@@ -1,0 +1,444 @@
+"""Every setting of a training, declared once: default, bounds, label, explanation and group.
+
+The form, the validation, the presets, the command line, copied settings and the README's table all come from here. A new
+setting is one declaration plus the line that uses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Self, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from training import formats
+from training.errors import SettingsError, UserError
+from training.paths import safe_name
+
+ALL_LINEAR = "all-linear"
+MAX_SEED = 2**32 - 1
+
+
+class Group(StrEnum):
+    """The part of the form in which a setting stands; the value is its heading."""
+
+    MODEL = "Model"
+    NAME = "Name"
+    DATASET = "Formatted dataset"
+    RAW_TEXT = "Raw text file"
+    EVALUATION = "Evaluation"
+    TRAINING = "Training"
+    LORA = "LoRA"
+    TARGETS = "Target modules"
+    ADVANCED = "Advanced"
+    SAVING = "Saving and stopping"
+
+
+# Llama, Mistral, Qwen, Gemma and their kin name their linear layers so.
+TargetModule = Literal["all-linear", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IfExists = Literal["new version", "continue", "overwrite"]
+Precision = Literal["16-bit", "8-bit", "4-bit"]
+TooLong = Literal["drop the example", "cut its end"]
+Scheduler = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+    "reduce_lr_on_plateau",
+]
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_32bit",
+    "adafactor",
+    "rmsprop",
+    "adagrad",
+    "sgd",
+]
+
+
+def setting(default: Any, label: str, help: str, group: Group, *, choices: tuple[str, ...] = (), **bounds: Any) -> Any:
+    """A pydantic field that also says how it is shown. `choices` is for values known to another module only."""
+    extra: dict[str, Any] = {"group": group, "choices": list(choices)}
+    return Field(default, title=label, description=help, json_schema_extra=extra, **bounds)
+
+
+class Settings(BaseModel):
+    """What a training is asked to do."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    base_model: str = setting(
+        "starter",
+        "Base model",
+        "A folder in models/, or a Hugging Face name such as org/model, which is downloaded when the training starts.",
+        Group.MODEL,
+    )
+    precision: Precision = setting(
+        "16-bit",
+        "Load in",
+        "4-bit takes about a quarter of the memory of 16-bit and learns nearly as well, a little slower. "
+        "Without a GPU, 16-bit is computed in 32-bit.",
+        Group.MODEL,
+    )
+    name: str = setting("", "Name", "The LoRA is saved under this name in loras/.", Group.NAME)
+    if_exists: IfExists = setting(
+        "new version",
+        "If the name exists",
+        "new version: saved as name-2, nothing is lost. continue: goes on from the last checkpoint. "
+        "overwrite: the old one moves to loras/.replaced/.",
+        Group.NAME,
+    )
+    dataset: str = setting("", "Dataset", "Questions and answers or conversations: .json or .jsonl.", Group.DATASET)
+    data_format: str = setting(
+        formats.AUTO,
+        "Data format",
+        "How a row is read; auto takes the format that fits most rows.",
+        Group.DATASET,
+        choices=formats.NAMES,
+    )
+    train_on_answers_only: bool = setting(
+        True,
+        "Train only on answers",
+        "The model learns to write the answers, not the questions. Leave it on for chat.",
+        Group.DATASET,
+    )
+    too_long: TooLong = setting(
+        "drop the example",
+        "Rows over the cutoff",
+        "A cut answer teaches the model to stop anywhere. Dropped and cut rows are counted and listed in the receipt.",
+        Group.DATASET,
+    )
+    raw_text: str = setting(
+        "", "Text file", "Any text the model should learn to continue: .txt or .md.", Group.RAW_TEXT
+    )
+    overlap_length: int = setting(
+        128,
+        "Overlap",
+        "Tokens that each chunk repeats from the one before, so that no passage is only seen torn in two. "
+        "A quarter of the cutoff is a good value.",
+        Group.RAW_TEXT,
+        ge=0,
+    )
+    prefer_newline_cut: int = setting(
+        128,
+        "Prefer newline cut",
+        "A chunk may end up to this many tokens early to end at a line's end. 0: cut anywhere.",
+        Group.RAW_TEXT,
+        ge=0,
+    )
+    hard_cut_string: str = setting(
+        "\\n\\n\\n",
+        "Hard-cut string",
+        "Where the text is divided into documents that never share a chunk; \\n means a new line. Empty: one document.",
+        Group.RAW_TEXT,
+    )
+    evaluation_file: str = setting(
+        "",
+        "Evaluation file",
+        "Examples that are never trained on, to see whether the model learns or memorises. Empty: the held-out share is used.",
+        Group.EVALUATION,
+    )
+    held_out_share: float = setting(
+        0.1,
+        "Held-out share",
+        "Part of the training data kept aside for evaluation when there is no evaluation file. 0: none.",
+        Group.EVALUATION,
+        ge=0,
+        le=0.5,
+    )
+    evaluate_every: int = setting(
+        20,
+        "Evaluate every n steps",
+        "Also done at the start and at the end. 0: only then.",
+        Group.EVALUATION,
+        ge=0,
+    )
+    batch_size: int = setting(
+        32,
+        "Batch size",
+        "Examples per step of the optimizer. Larger is steadier, smaller makes more steps from little data.",
+        Group.TRAINING,
+        ge=1,
+        le=65536,
+    )
+    micro_batch_size: int = setting(
+        4,
+        "Micro-batch size",
+        "Examples computed at once. This decides memory, not the result: lower it when memory runs out.",
+        Group.TRAINING,
+        ge=1,
+        le=65536,
+    )
+    epochs: float = setting(
+        3.0,
+        "Epochs",
+        "How often all the data is gone through. More learns it better, too many memorise it.",
+        Group.TRAINING,
+        gt=0,
+        le=10_000,
+    )
+    learning_rate: float = setting(
+        3e-4,
+        "Learning rate",
+        "How far each step goes. 1e-4 to 3e-4 suits LoRA on most models; lower it when the loss jumps.",
+        Group.TRAINING,
+        gt=0,
+        le=1,
+    )
+    scheduler: Scheduler = setting(
+        "cosine",
+        "Scheduler",
+        "How the learning rate goes down over the run. reduce_lr_on_plateau lowers it when evaluation stops improving.",
+        Group.TRAINING,
+    )
+    cutoff_length: int = setting(
+        512,
+        "Cutoff length",
+        "The longest example in tokens. Memory grows with it.",
+        Group.TRAINING,
+        ge=8,
+        le=1_048_576,
+    )
+    lora_rank: int = setting(
+        16,
+        "LoRA rank",
+        "How much the adapter can learn: 8 to 16 for a style, 64 and more for knowledge. Its size grows with it.",
+        Group.LORA,
+        ge=1,
+        le=4096,
+    )
+    lora_alpha: int = setting(
+        32,
+        "LoRA alpha",
+        "The adapter's weight is alpha / rank. Twice the rank is the usual choice.",
+        Group.LORA,
+        ge=1,
+        le=65536,
+    )
+    lora_dropout: float = setting(
+        0.05,
+        "LoRA dropout",
+        "Share of the adapter's input left out at random, against memorising. 0 to 0.1 is usual.",
+        Group.LORA,
+        ge=0,
+        lt=1,
+    )
+    target_modules: list[TargetModule] = setting(
+        [ALL_LINEAR],
+        "Target modules",
+        "The layers that get an adapter. all-linear learns best; q_proj and v_proj alone need the least memory.",
+        Group.TARGETS,
+        min_length=1,
+    )
+    warmup: float = setting(
+        0.1,
+        "Warm-up",
+        "The learning rate rises from 0 at the start. Below 1: a share of all steps; 1 and above: that many steps.",
+        Group.ADVANCED,
+        ge=0,
+    )
+    optimizer: Optimizer = setting(
+        "adamw_torch",
+        "Optimizer",
+        "adamw_torch is right for nearly all. The 8-bit and paged ones save GPU memory.",
+        Group.ADVANCED,
+    )
+    weight_decay: float = setting(
+        0.0, "Weight decay", "Pulls the adapter towards zero. 0 to 0.1 is usual.", Group.ADVANCED, ge=0, le=1
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        "Gradient clipping",
+        "The longest a step's gradient may be; it keeps a bad batch from throwing the model off. 0: no clipping.",
+        Group.ADVANCED,
+        ge=0,
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Gradient checkpointing",
+        "Needs much less memory and takes about a third more time; the result is the same.",
+        Group.ADVANCED,
+    )
+    seed: int = setting(
+        42, "Seed", "The same seed, data and settings give the same training.", Group.ADVANCED, ge=0, le=MAX_SEED
+    )
+    save_every: int = setting(
+        50,
+        "Save every n steps",
+        "A checkpoint to chat with or to continue from. One is always saved at the end. 0: only that one.",
+        Group.SAVING,
+        ge=0,
+    )
+    keep_last: int = setting(3, "Keep last n checkpoints", "Older ones are deleted. 0: keep all.", Group.SAVING, ge=0)
+    stop_at_loss: float = setting(
+        0.0,
+        "Stop at loss",
+        "Ends the training as soon as a step's loss is this low. 0: never.",
+        Group.SAVING,
+        ge=0,
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_stripped(cls, value: Any, info: ValidationInfo) -> Any:
+        return value.strip() if isinstance(value, str) and info.field_name != "hard_cut_string" else value
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, value: str) -> str:
+        return safe_name(value) if value else value
+
+    @field_validator("data_format")
+    @classmethod
+    def _format_is_known(cls, value: str) -> str:
+        if value not in formats.NAMES:
+            raise UserError(f"'{value}' is not one of {', '.join(formats.NAMES)}.")
+        return value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _all_linear_stands_alone(cls, value: list[str]) -> list[str]:
+        if ALL_LINEAR in value and len(value) > 1:
+            raise UserError(f"{ALL_LINEAR} already includes the others: untick it, or untick them.")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Self:
+        problems = {}
+        if self.micro_batch_size > self.batch_size:
+            problems["micro_batch_size"] = (
+                f"{self.micro_batch_size} is more than the batch size of {self.batch_size}: lower it, or raise the batch size."
+            )
+        if self.raw_text and self.overlap_length >= self.cutoff_length:
+            problems["overlap_length"] = (
+                f"{self.overlap_length} is not below the cutoff length of {self.cutoff_length}: a quarter of it is good."
+            )
+        if self.raw_text and self.dataset:
+            problems["dataset"] = "choose a dataset or a raw text file, not both."
+        if self.scheduler == "reduce_lr_on_plateau" and not (self.held_out_share or self.evaluation_file):
+            problems["scheduler"] = (
+                "reduce_lr_on_plateau follows the evaluation: give an evaluation file or a held-out share."
+            )
+        if problems:
+            raise SettingsError(_with_labels(problems))
+        return self
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """A setting as the form, the command line and the README show it; `kind` is bool, int, float, str or list."""
+
+    name: str
+    label: str
+    help: str
+    group: Group
+    default: Any
+    kind: type
+    choices: tuple[str, ...]
+    minimum: Any
+    maximum: Any  # a number, or None where there is no bound
+
+
+def describe() -> list[SettingInfo]:
+    """All settings in the order of their declaration."""
+    return [_describe(name, field) for name, field in Settings.model_fields.items()]
+
+
+def _describe(name: str, field: FieldInfo) -> SettingInfo:
+    annotation: Any = field.annotation
+    kind = list if get_origin(annotation) is list else annotation
+    literal = get_args(annotation)[0] if kind is list else annotation
+    choices = get_args(literal) if get_origin(literal) is Literal else ()
+    extra: Any = field.json_schema_extra
+    bounds: list[Any] = field.metadata
+    return SettingInfo(
+        name=name,
+        label=str(field.title),
+        help=str(field.description),
+        group=Group(extra["group"]),
+        default=field.default,
+        kind=str if get_origin(kind) is Literal else kind,
+        choices=choices or tuple(extra["choices"]),
+        minimum=next((m.ge if isinstance(m, Ge) else m.gt for m in bounds if isinstance(m, Ge | Gt)), None),
+        maximum=next((m.le if isinstance(m, Le) else m.lt for m in bounds if isinstance(m, Le | Lt)), None),
+    )
+
+
+def parse(values: dict[str, Any]) -> Settings:
+    """Settings from form values, a file or the command line; raises SettingsError naming all that is wrong."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems: dict[str, str] = {}
+        for detail in error.errors():
+            cause = detail.get("ctx", {}).get("error")
+            if isinstance(cause, SettingsError):
+                problems |= cause.problems
+            else:
+                name = str(detail["loc"][0])
+                problems |= _with_labels({name: _sentence(detail, name)})
+        raise SettingsError(problems) from None
+
+
+def check_runnable(settings: Settings) -> None:
+    """Raise SettingsError unless the settings name a base model, a LoRA and data."""
+    problems = {}
+    if not settings.base_model:
+        problems["base_model"] = "choose one."
+    if not settings.name:
+        problems["name"] = "type a name for the LoRA, for example my-first-lora."
+    if not settings.dataset and not settings.raw_text:
+        problems["dataset"] = "choose a dataset or a raw text file, or upload yours."
+    if problems:
+        raise SettingsError(_with_labels(problems))
+
+
+def _with_labels(problems: dict[str, str]) -> dict[str, str]:
+    return {
+        name: f"{Settings.model_fields[name].title}: {text}" if name in Settings.model_fields else text
+        for name, text in problems.items()
+    }
+
+
+def _sentence(detail: ErrorDetails, name: str) -> str:
+    """What is wrong with one value, in words; pydantic's own names for errors are not for users."""
+    given, context = detail["input"], detail.get("ctx", {})
+    if given in ("", None) and detail["type"] not in ("extra_forbidden", "value_error"):
+        return "it is empty: type a value."
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"there is no setting called '{name}'."
+        case "value_error":
+            return str(context["error"])
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"'{given}' is not a number: write it like 0.0003 or 3e-4."
+        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
+            return f"'{given}' is not a whole number."
+        case "greater_than_equal":
+            return f"{given} is too low: the least is {context['ge']}."
+        case "greater_than":
+            return f"{given} is too low: it must be above {context['gt']}."
+        case "less_than_equal":
+            return f"{given} is too high: the most is {context['le']}."
+        case "less_than":
+            return f"{given} is too high: it must be below {context['lt']}."
+        case "literal_error":
+            return f"'{given}' is not one of {context['expected']}."
+        case "too_short":
+            return "tick at least one."
+        case _:
+            return f"'{given}' cannot be used ({detail['msg']})."

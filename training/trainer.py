@@ -1,0 +1,183 @@
+"""The training loop: model and data in, events and checkpoints out. It knows nothing of what shows them."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from peft import PeftModel
+
+from training import model as models
+from training.checkpoints import Progress, Resumable, delete_old_checkpoints, load_checkpoint, save_checkpoint
+from training.data import PreparedData, collate
+from training.encoding import IGNORED, Example
+from training.errors import UserError
+from training.events import CheckpointSaved, Evaluation, Started, Step
+from training.optimization import make_optimizer, make_scheduler
+from training.runs import Checkpoint, Run
+from training.settings import Settings
+
+_MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which examples each step sees: a new order each epoch, the same for the same seed, so that a run can go on anywhere."""
+
+    examples: int
+    batch_size: int
+    epochs: float
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.examples / self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return max(1, math.ceil(self.epochs * self.steps_per_epoch))
+
+    def batch(self, step: int) -> list[int]:
+        """Numbers of the examples of `step`, counted from 0; an epoch's last batch may be smaller."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = list(range(self.examples))
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class Trainer:
+    """Trains a LoRA on examples, saving and evaluating as the settings say."""
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        model: PeftModel,
+        data: PreparedData,
+        pad_token_id: int,
+    ) -> None:
+        self._run = run
+        self._settings = settings
+        self._train = data.train
+        self._evaluation = sorted(data.evaluation, key=lambda e: len(e.input_ids))
+        self._pad_token_id = pad_token_id
+        self._progress = Progress()
+        self.schedule = Schedule(len(data.train), settings.batch_size, settings.epochs, settings.seed)
+        # Before the accelerator: the TrainingArguments that name the optimizer's class reset accelerate's state.
+        optimizer = make_optimizer(model, settings)
+        self._accelerator = Accelerator(mixed_precision=_MIXED_PRECISION[models.compute_dtype()])
+        self.model, self._optimizer = self._accelerator.prepare(model, optimizer)
+        self._scheduler = make_scheduler(optimizer, settings, self.schedule.total_steps)
+        self._resumable = Resumable(optimizer, self._scheduler, self._accelerator.scaler)
+
+    def train(self, resume_from: Checkpoint | None = None) -> bool:
+        """Train to the end, or until a stop is asked for, saving at either; returns whether the end was reached."""
+        if resume_from:
+            self._progress = load_checkpoint(resume_from, self._resumable)
+        total = self.schedule.total_steps
+        self._run.append(Started(from_step=self._progress.step, total_steps=total, epochs=self._settings.epochs))
+        if self._progress.step == 0:
+            self._evaluate()
+        while self._progress.step < total and not self._run.stop_requested():
+            self._run.append(self._step())
+            if _is_due(self._progress.step, self._settings.evaluate_every):
+                self._evaluate()
+            if _is_due(self._progress.step, self._settings.save_every):
+                self._save()
+            if self._low_enough():
+                total = self._progress.step
+        finished = self._progress.step >= total
+        if finished and not _is_due(self._progress.step, self._settings.evaluate_every):
+            self._evaluate()
+        self._save()
+        return finished
+
+    def _step(self) -> Step:
+        """One optimizer step; raises UserError when the loss is no number any more."""
+        started = time.perf_counter()
+        # Of like length, so that little is padded; the gradient is a sum and does not mind the order.
+        batch = sorted(
+            (self._train[i] for i in self.schedule.batch(self._progress.step)), key=lambda e: len(e.input_ids)
+        )
+        trained_tokens = sum(e.trained_tokens for e in batch)
+        self.model.train()
+        total = 0.0
+        for micro_batch in self._micro_batches(batch):
+            loss = self._loss_sum(micro_batch) / trained_tokens
+            self._accelerator.backward(loss)
+            total += loss.item()
+        if not math.isfinite(total):
+            raise UserError(
+                f"The loss became {total} at step {self._progress.step + 1}, so the training was ended; the last checkpoint "
+                "is whole. Lower the learning rate or lengthen the warm-up."
+            )
+        limit = self._settings.max_grad_norm or math.inf
+        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        rate = self._optimizer.param_groups[0]["lr"]
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if not isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step()
+        self._progress.step += 1
+        self._progress.loss = total
+        return Step(
+            step=self._progress.step,
+            epoch=self._progress.step / self.schedule.steps_per_epoch,
+            loss=total,
+            learning_rate=rate,
+            grad_norm=float(norm),
+            tokens=sum(len(e.input_ids) for e in batch),
+            seconds=time.perf_counter() - started,
+            memory=models.memory_in_use(),
+        )
+
+    def _low_enough(self) -> bool:
+        loss, limit = self._progress.loss, self._settings.stop_at_loss
+        return limit > 0 and loss is not None and loss <= limit
+
+    def _micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
+        size = self._settings.micro_batch_size
+        return (examples[i : i + size] for i in range(0, len(examples), size))
+
+    def _loss_sum(self, examples: list[Example]) -> torch.Tensor:
+        """Cross entropy summed over the trained tokens of the examples, in nats; a scalar."""
+        batch = collate(examples, self._pad_token_id, self._accelerator.device)
+        logits = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits[:, :-1]
+        targets = batch["labels"][:, 1:]
+        trained = targets != IGNORED
+        return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum")
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        if not self._evaluation:
+            return
+        self.model.eval()
+        total = sum(self._loss_sum(micro_batch).item() for micro_batch in self._micro_batches(self._evaluation))
+        loss = total / sum(e.trained_tokens for e in self._evaluation)
+        self._progress.evaluation_loss = loss
+        if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and self._progress.step:
+            self._scheduler.step(loss)
+        self._run.append(Evaluation(step=self._progress.step, loss=loss))
+
+    def _save(self) -> None:
+        """A checkpoint of this step, unless it is there already or nothing was learnt yet."""
+        step = self._progress.step
+        if step == 0 or any(c.step == step for c in self._run.checkpoints()):
+            return
+        save_checkpoint(self._run, self._accelerator.unwrap_model(self.model), self._resumable, self._progress)
+        delete_old_checkpoints(self._run, self._settings.keep_last)
+        self._run.append(
+            CheckpointSaved(step=step, loss=self._progress.loss, evaluation_loss=self._progress.evaluation_loss)
+        )
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

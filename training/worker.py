@@ -1,0 +1,67 @@
+"""`python -m training.worker <run folder>`: one run, in its own process, which leaves its last word in the run folder."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from training.errors import UserError
+from training.events import Note
+from training.paths import Folders
+from training.runs import Run, Status
+
+log = logging.getLogger("training.worker")
+
+
+def main() -> int:
+    """Do the run and write how it ended; the exit code is 0 unless it failed."""
+    parser = argparse.ArgumentParser(prog="python -m training.worker", description="Train the run in a run folder.")
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--models-dir", type=Path, default=Folders.models)
+    parser.add_argument("--datasets-dir", type=Path, default=Folders.datasets)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    run = Run(arguments.run_folder.resolve())
+    folders = Folders(models=arguments.models_dir, datasets=arguments.datasets_dir, loras=run.folder.parent)
+    # The page asks for a stop through the run folder; a shell or the system asks with a signal. Both save first.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: run.request_stop())
+    try:
+        run.set_state(Status.PREPARING)
+        log.info("preparing %s", run.name)
+        # torch takes seconds to import: by now the page shows that the run is being prepared.
+        from training.pipeline import train_run
+
+        finished = train_run(run, folders)
+    except Exception as error:
+        cause = cause_in_words(error)
+        log.exception("failed: %s", cause)
+        run.append(Note(level="error", text=cause))
+        run.set_state(Status.FAILED, cause)
+        return 1
+    run.set_state(Status.DONE if finished else Status.STOPPED)
+    log.info("done" if finished else "stopped and saved")
+    return 0
+
+
+def cause_in_words(error: Exception) -> str:
+    """Why the training failed and what to do, in a sentence for the user."""
+    if isinstance(error, UserError):
+        return str(error)
+    # By name, because torch may be what could not be imported.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            "Memory ran out. Lower the micro-batch size first, then the cutoff length; gradient checkpointing and "
+            "loading in 4-bit also save much."
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "The disk is full: make room, then continue from the last checkpoint."
+    return f"An unexpected error ended the training ({type(error).__name__}: {error}). The log below tells more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
