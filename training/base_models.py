@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def locate_base_model(folders: Folders, name: str) -> str:
-    """The path of the model folder `name` in models/, or `name` itself when it is a Hub name; raises UserError if neither."""
+    """The path of the folder `name` in models/, or `name` itself when it is a Hub name; raises UserError if neither."""
     name = name.strip()
     if not name:
         raise UserError("Base model: choose one.")
@@ -22,7 +23,8 @@ def locate_base_model(folders: Folders, name: str) -> str:
             f"Base model: '{name}' is a single file; training needs the original Hugging Face folder of that model."
         )
     folder = folders.models / name
-    if folder.is_dir() and folder.resolve().is_relative_to(folders.models.resolve()):
+    # Not Path.is_dir, which raises for a name longer than the system allows.
+    if os.path.isdir(folder) and folder.resolve().is_relative_to(folders.models.resolve()):
         _check_folder(folder)
         return str(folder.resolve())
     if _HUB_NAME.fullmatch(name):
@@ -51,5 +53,12 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"Base model: the config.json of '{folder.name}' is damaged; copy the model again.") from None
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"Base model: '{folder.name}' has no .safetensors weights. Only these are loaded, because other kinds can run code."
+            f"Base model: '{folder.name}' has no .safetensors weights. "
+            "Only these are loaded, because other kinds can run code."
         )
+
+
+def recorded_base_model(folders: Folders, recorded: str) -> str:
+    """The name for the base-model box of what an adapter_config.json recorded: a folder in models/, or a Hub name."""
+    name = Path(recorded.replace("\\", "/")).name
+    return name if (folders.models / name).is_dir() else recorded

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -72,7 +73,9 @@ def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: 
     _check_room(run.folder, 4 * _adapter_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
     with _whole_folder(folder) as partial:
         _save_adapter(model, partial)
-        torch.save(resumable.state(), partial / _STATE_FILE)
+        # Into a file of Python's: of a full disk torch's own would only say that a position is unexpected.
+        with (partial / _STATE_FILE).open("wb") as file:
+            torch.save(resumable.state(), file)
         (partial / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
     return Checkpoint(progress.step, folder)
 
@@ -83,7 +86,7 @@ def load_checkpoint(checkpoint: Checkpoint, resumable: Resumable) -> Progress:
         state = torch.load(checkpoint.folder / _STATE_FILE, weights_only=True, map_location="cpu")
         resumable.load(state)
         return Progress(**json.loads((checkpoint.folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, UnpicklingError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"The checkpoint of step {checkpoint.step} is damaged: delete its folder {checkpoint.folder.name} "
             "and continue from the one before."
@@ -124,8 +127,11 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    yield partial
-    partial.rename(folder)
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # half a checkpoint must not fill the disk up
 
 
 def _adapter_bytes(model: PeftModel) -> int:
@@ -136,6 +142,6 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + _SPARE_BYTES:
         raise UserError(
-            f"The disk is full: saving needs {(needed + _SPARE_BYTES) / 2**20:,.0f} MB and {free / 2**20:,.0f} MB are free. "
-            "Make room, then continue from the last checkpoint."
+            f"The disk is full: saving needs {(needed + _SPARE_BYTES) / 2**20:,.0f} MB and {free / 2**20:,.0f} MB are "
+            "free. Make room, then continue from the last checkpoint."
         )

@@ -135,7 +135,9 @@ def _encode_rows(path: Path, settings: Settings, tokenizer: PreTrainedTokenizerB
         except RowError as error:
             source.dropped.append(LeftOut(number, str(error)))
             continue
-        if kept := _within_cutoff(example, number, settings, source):
+        if example.trained_tokens == 0:
+            source.dropped.append(LeftOut(number, "too short to learn anything from"))
+        elif kept := _within_cutoff(example, number, settings, source):
             examples.append(kept)
     if not examples:
         hint = "" if settings.data_format == AUTO else " Is it the right data format? auto finds it."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.formats import Row
+from training.formats import Format, Row, RowError, choose_format
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -23,6 +23,23 @@ def read_rows(path: Path) -> list[Row]:
     if not values:
         raise UserError(f"{path.name} holds no rows: add some, or choose another file.")
     return values
+
+
+def check_rows(path: Path, data_format: str) -> Format:
+    """Read a dataset as training will; raises UserError unless a format fits and at least one row can be used."""
+    rows = read_rows(path)
+    try:
+        chosen = choose_format(rows, data_format)
+    except UserError as error:
+        raise UserError(f"{path.name}: {error}") from None
+    first_problem = ""
+    for number, row in enumerate(rows, start=1):
+        try:
+            chosen.convert(row)
+            return chosen
+        except RowError as error:
+            first_problem = first_problem or f"row {number}: {error}"
+    raise UserError(f"No row of {path.name} can be read as {chosen.name}; {first_problem}.")
 
 
 def read_text(path: Path) -> str:
@@ -50,6 +67,8 @@ def _json_list(text: str, file_name: str) -> list[Any]:
         ) from None
     except RecursionError:
         raise UserError(f"{file_name} is nested too deeply to be a dataset.") from None
+    except ValueError:
+        raise UserError(f"{file_name} holds a number too long to be read: write it as text, in quotes.") from None
     if isinstance(data, dict):
         # Some datasets wrap their rows in an object, beside a version or a name.
         lists = [value for value in data.values() if isinstance(value, list)]
@@ -71,6 +90,10 @@ def _json_lines(text: str, file_name: str) -> list[Any]:
             ) from None
         except RecursionError:
             raise UserError(f"{file_name}, line {number:,} is nested too deeply to be a row.") from None
+        except ValueError:
+            raise UserError(
+                f"{file_name}, line {number:,} holds a number too long to be read: write it as text, in quotes."
+            ) from None
     return rows
 
 

@@ -33,7 +33,7 @@ class Example:
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], source: str, *, answers_only: bool
 ) -> Example:
-    """The conversation in the tokenizer's chat template; with `answers_only` each assistant turn and its end is trained.
+    """The conversation in the chat template; with `answers_only` each assistant turn and its end is trained.
 
     Raises RowError when the template refuses the conversation, and UserError when it hides where the answers are.
     """
@@ -60,7 +60,8 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, source: str) -> E
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, prompt_answer: bool = False) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt_answer))
+        # As a batch of one: only so does the library take a conversation without turns, as before a first answer.
+        return str(tokenizer.apply_chat_template([messages], tokenize=False, add_generation_prompt=prompt_answer)[0])
     except TemplateError as error:
         raise RowError(f"the model's chat template refuses it ({error})") from error
 
@@ -90,6 +91,6 @@ def _answer_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message], t
 
 def _unknown_answers() -> UserError:
     return UserError(
-        "Train only on answers: this model's chat template rewrites earlier turns, so it cannot be told for certain which "
-        "tokens are answers. Untick it to train on everything, or choose another base model."
+        "Train only on answers: this model's chat template rewrites earlier turns, so it cannot be told for certain "
+        "which tokens are answers. Untick it to train on everything, or choose another base model."
     )

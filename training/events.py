@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Event(BaseModel):
+    # A float16 gradient may be infinite, and JSON's null would not be read back as a number.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     time: float = Field(default_factory=time.time)  # seconds since 1970
 
 

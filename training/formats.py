@@ -5,6 +5,8 @@ A new format is one `Format` in `FORMATS`.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -13,6 +15,8 @@ from training.errors import UserError
 
 AUTO = "auto"
 Row = dict[str, Any]
+# JSON can write half of a character that takes two of its escapes; no tokenizer reads that.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class Message(TypedDict):
@@ -39,6 +43,8 @@ class Format:
 def _text(row: Row, key: str, *, may_be_empty: bool = False) -> str:
     """The row's value under `key` as text; numbers become text, nested values are refused."""
     value = row.get(key)
+    if isinstance(value, float) and math.isnan(value):
+        value = None  # how pandas writes a missing value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if value is None or value == "":
@@ -49,6 +55,8 @@ def _text(row: Row, key: str, *, may_be_empty: bool = False) -> str:
         raise RowError(f"'{key}' holds {type(value).__name__} and not text")
     if not value.strip() and not may_be_empty:
         raise RowError(f"'{key}' is empty")
+    if _HALF_CHARACTER.search(value):
+        raise RowError(f"'{key}' has half a character (a lone surrogate)")
     return value
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -42,6 +43,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("tokenizer", source, error) from error
+    if tokenizer.eos_token is None:
+        raise UserError(f"Base model: the tokenizer of '{Path(source).name}' has no end token: choose another model.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token does
     return tokenizer
@@ -50,17 +53,24 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def load_base(source: str, precision: str) -> PreTrainedModel:
     """The frozen base model on the device, in 16, 8 or 4 bits; raises UserError when it cannot be loaded."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=compute_dtype(),
             quantization_config=_quantization(precision),
             device_map={"": device()},
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise _cannot_load("model", source, error) from error
+    if report["missing_keys"]:
+        # The library would fill them with random numbers and say so in the log only.
+        raise UserError(
+            f"Base model: '{Path(source).name}' lacks {len(report['missing_keys'])} of its weights, so it is no whole "
+            "language model: copy or download it again, or choose another."
+        )
     model.requires_grad_(False)
     return model
 
@@ -89,7 +99,7 @@ def _cannot_load(what: str, source: str, error: Exception) -> UserError:
 
 
 def attach_lora(model: PreTrainedModel, settings: Settings) -> PeftModel:
-    """A new, untrained LoRA on the chosen layers, its weights in float32; raises UserError when the model has none of them."""
+    """A new, untrained LoRA on the chosen layers, in float32; raises UserError when the model has none of them."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
@@ -101,7 +111,8 @@ def attach_lora(model: PreTrainedModel, settings: Settings) -> PeftModel:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
-            f"Target modules: this base model has no layers called {', '.join(settings.target_modules)}: choose all-linear."
+            f"Target modules: this base model has no layers called {', '.join(settings.target_modules)}: "
+            "choose all-linear."
         ) from error
     return peft_model
 
@@ -112,7 +123,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         raise UserError(f"There is no adapter in '{folder.name}'.")
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         log.error("loading the adapter %s failed", folder, exc_info=error)

@@ -49,6 +49,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
         specific["min_lr_rate"] = _FINAL_RATE_SHARE
     if settings.scheduler == "warmup_stable_decay":
         specific["num_decay_steps"] = max(1, round(total_steps * _WARMUP_STABLE_DECAY_SHARE))
+    if settings.scheduler == "polynomial":
+        specific["lr_end"] = 0.0  # its own is 1e-7, which a very low learning rate is not above
     if settings.scheduler == "inverse_sqrt":
         # Without a warm-up the library would fall so slowly that it looks constant.
         specific["timescale"] = max(warmup, 1)
@@ -62,6 +64,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
 
 
 def warmup_steps(settings: Settings, total_steps: int) -> int:
-    """Steps of warm-up: `warmup` below 1 is a share of all steps, otherwise it is their number, never more than all."""
+    """Steps of warm-up: `warmup` below 1 is a share of all steps, otherwise it is their number; never all of them."""
     steps = settings.warmup * total_steps if settings.warmup < 1 else settings.warmup
-    return min(math.ceil(steps), total_steps)
+    # The first has a rate of 0: a training of one step would learn nothing.
+    return min(math.ceil(steps), total_steps - 1)

@@ -17,7 +17,7 @@ MAX_NAME_LENGTH = 80
 DATASET_SUFFIXES = (".json", ".jsonl")
 TEXT_SUFFIXES = (".txt", ".md")
 # Windows keeps these names for devices, with any ending.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]) *(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def safe_name(text: str, what: str = "The name") -> str:
 
 
 def data_file(folders: Folders, name: str) -> Path:
-    """The dataset or text file called `name` in the datasets folder, or at that path; raises UserError if there is none."""
+    """The data file called `name` in the datasets folder, or at that path; raises UserError if there is none."""
     if not name.strip():
         raise UserError("No data file is chosen: pick one or upload yours.")
-    inside = folders.datasets / name
-    path = inside if inside.is_file() else Path(name)
-    if not path.is_file():
+    # Not Path.is_file, which raises for a name longer than the system allows.
+    path = next((p for p in (folders.datasets / name, Path(name)) if os.path.isfile(p)), None)
+    if path is None:
         raise UserError(f"There is no file '{name}' in {folders.datasets}: upload it or choose another.")
     return path.resolve()
 
@@ -88,7 +88,7 @@ def list_models(folders: Folders) -> list[str]:
 
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well: readers see old or new, never half."""
+    """A path to write to that takes the place of `path` when the block ends well: readers see the old or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def train_run(run: Run, folders: Folders) -> bool:
-    """Train the run, or go on with it; returns whether it came to its end. Raises UserError for what the user can mend."""
+    """Train the run, or go on with it; returns whether it came to its end, raises UserError for what can be mended."""
     settings = run.settings()
     source = locate_base_model(folders, settings.base_model)
     set_seed(settings.seed)

@@ -46,21 +46,22 @@ def hold_out_tail(document: Document, share: float) -> tuple[Document, Document 
 
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, document: Document, settings: Settings) -> list[Example]:
-    """The document as chunks of at most the cutoff length, each repeating the overlap; only its last ends with the end token."""
+    """The document as chunks of at most the cutoff length that repeat the overlap; only the last has the end token."""
     whole = encode_text(tokenizer, document.text, "")
     ends_line = _line_ends(tokenizer, whole.input_ids) if settings.prefer_newline_cut else set()
     chunks, start = [], 0
     while True:
         end = min(start + settings.cutoff_length, len(whole.input_ids))
         if end < len(whole.input_ids):
-            earliest = max(end - settings.prefer_newline_cut, start + settings.overlap_length + 1)
+            # Two tokens at least: of one alone, nothing is learnt.
+            earliest = max(end - settings.prefer_newline_cut, start + max(settings.overlap_length, 1) + 1)
             end = next((cut for cut in range(end, earliest - 1, -1) if cut - 1 in ends_line), end)
         ids = whole.input_ids[start:end]
         source = f"document at character {document.start:,}, tokens {start:,} to {end:,}"
         chunks.append(Example(ids, list(ids), source))
         if end == len(whole.input_ids):
             return chunks
-        start = end - settings.overlap_length
+        start = min(end - settings.overlap_length, len(whole.input_ids) - 2)
 
 
 def _line_ends(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> set[int]:

@@ -89,7 +89,7 @@ class Run:
             return parse(json.loads(self._settings_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise UserError(f"'{self.name}' has no {SETTINGS_FILE}: it was not trained with Graft.") from None
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, UnicodeDecodeError):
             raise UserError(f"The {SETTINGS_FILE} of '{self.name}' is damaged: it is not JSON.") from None
 
     def write_settings(self, settings: Settings) -> None:
@@ -100,8 +100,10 @@ class Run:
         try:
             return State.model_validate_json(self._state_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return State(status=Status.DONE) if self.has_adapter() else State(status=Status.FAILED, cause="It is empty.")
-        except ValidationError:
+            if self.has_adapter():
+                return State(status=Status.DONE)
+            return State(status=Status.FAILED, cause="It is empty.")
+        except (ValidationError, UnicodeDecodeError):
             return State(status=Status.FAILED, cause="Its state.json is damaged.")
 
     def state(self) -> State:
@@ -126,12 +128,21 @@ class Run:
 
     def append(self, event: Event) -> None:
         """Add a line to the events; one write, so that lines never mix."""
-        with self.events_file.open("ab") as file:
-            file.write(event.model_dump_json().encode() + b"\n")
+        line = event.model_dump_json().encode() + b"\n"
+        with self.events_file.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                # A line that a crash tore stays by itself: what is added after it must be readable.
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
 
     def request_stop(self) -> None:
         """Ask the worker to save and end after the step it is at."""
         self._stop_file.touch()
+
+    def is_graft(self) -> bool:
+        """Whether Graft made this folder, and not the user or another program."""
+        return self._settings_file.is_file()
 
     def withdraw_stop(self) -> None:
         self._stop_file.unlink(missing_ok=True)
@@ -194,8 +205,8 @@ def _is_alive(state: State) -> bool:
         process = psutil.Process(state.pid)
         # Not all systems give the start time with the same fraction of a second twice.
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - state.process_started) < 1.0
-    except psutil.NoSuchProcess:
-        return False
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False  # a process that may not be looked at is not ours
 
 
 def list_runs(folders: Folders) -> list[Run]:
@@ -213,8 +224,10 @@ def list_runs(folders: Folders) -> list[Run]:
 
 def find_run(folders: Folders, name: str) -> Run:
     """The run called `name`; raises UserError when there is none."""
-    folder = folders.loras / safe_name(name)
-    if not folder.is_dir():
+    # Looked up, not put together: an adapter from elsewhere may have a name that Graft would not give.
+    inside = folders.loras.iterdir() if folders.loras.is_dir() else ()
+    folder = next((p for p in inside if p.name == name.strip() and p.is_dir() and name[0] != "."), None)
+    if folder is None:
         raise UserError(f"There is no LoRA called '{name}' in {folders.loras}.")
     return Run(folder)
 
@@ -227,8 +240,10 @@ def create_run(folders: Folders, settings: Settings) -> Run:
             return continue_run(run, settings)
         if settings.if_exists == "overwrite":
             _set_aside(run)
-        else:
+        elif _is_worth_keeping(run):
             run = _next_version(run)
+        else:
+            _set_aside(run)  # an attempt that failed before it learnt anything must not use names up
     run.folder.mkdir(parents=True)
     run.write_settings(settings.model_copy(update={"name": run.name}))
     run.set_state(Status.QUEUED)
@@ -259,6 +274,10 @@ def continue_run(run: Run, settings: Settings) -> Run:
     run.write_settings(settings)
     run.set_state(Status.QUEUED)
     return run
+
+
+def _is_worth_keeping(run: Run) -> bool:
+    return run.state().status.active or run.has_adapter() or bool(run.checkpoints()) or not run.is_graft()
 
 
 def _next_version(run: Run) -> Run:

@@ -1,7 +1,7 @@
 """Every setting of a training, declared once: default, bounds, label, explanation and group.
 
-The form, the validation, the presets, the command line, copied settings and the README's table all come from here. A new
-setting is one declaration plus the line that uses it.
+The form, the validation, the presets, the command line, copied settings and the README's table all come from here.
+A new setting is one declaration plus the line that uses it.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class Settings(BaseModel):
     evaluation_file: str = setting(
         "",
         "Evaluation file",
-        "Examples that are never trained on, to see whether the model learns or memorises. Empty: the held-out share is used.",
+        "Examples that are never trained on, to see whether the model learns or memorises. "
+        "Empty: the held-out share is used.",
         Group.EVALUATION,
     )
     held_out_share: float = setting(
@@ -321,11 +322,13 @@ class Settings(BaseModel):
         problems = {}
         if self.micro_batch_size > self.batch_size:
             problems["micro_batch_size"] = (
-                f"{self.micro_batch_size} is more than the batch size of {self.batch_size}: lower it, or raise the batch size."
+                f"{self.micro_batch_size} is more than the batch size of {self.batch_size}: "
+                "lower it, or raise the batch size."
             )
         if self.raw_text and self.overlap_length >= self.cutoff_length:
             problems["overlap_length"] = (
-                f"{self.overlap_length} is not below the cutoff length of {self.cutoff_length}: a quarter of it is good."
+                f"{self.overlap_length} is not below the cutoff length of {self.cutoff_length}: "
+                "a quarter of it is good."
             )
         if self.raw_text and self.dataset:
             problems["dataset"] = "choose a dataset or a raw text file, not both."
@@ -388,6 +391,8 @@ def parse(values: dict[str, Any]) -> Settings:
             cause = detail.get("ctx", {}).get("error")
             if isinstance(cause, SettingsError):
                 problems |= cause.problems
+            elif not detail["loc"]:
+                problems[""] = "These are no settings: they must be an object with a value for each setting's name."
             else:
                 name = str(detail["loc"][0])
                 problems |= _with_labels({name: _sentence(detail, name)})

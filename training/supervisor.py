@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from training.base_models import locate_base_model
+from training.dataset_files import check_rows, read_text
 from training.errors import UserError
 from training.paths import PROJECT, Folders, data_file
 from training.runs import Run, Status, create_run, list_runs
@@ -57,7 +58,7 @@ class TrainingThread(threading.Thread):
     ) -> None:
         # Not a daemon of the page: the worker outlives this process, and this thread must not hold its exit up.
         super().__init__(name=f"training {run.name}", daemon=True)
-        self._run = run
+        self.training_run = run
         self._command = list(command)
         self._stop_grace = stop_grace
         self._exit_grace = exit_grace
@@ -67,14 +68,15 @@ class TrainingThread(threading.Thread):
         try:
             process = self._start_worker()
         except OSError as error:
-            self._run.set_state(Status.FAILED, f"The training process could not be started ({error.strerror}).")
+            self.training_run.set_state(Status.FAILED, f"The training process could not be started ({error.strerror}).")
             return
         ended_by_us = self._wait(process)
         self._judge(process.returncode, ended_by_us)
 
     def _start_worker(self) -> subprocess.Popen[bytes]:
-        # The log goes on where the run goes on; a session of its own keeps Ctrl+C in the server's terminal from the worker.
-        with self._run.log_file.open("ab") as log_file:
+        # The log goes on where the run goes on. A session of its own keeps Ctrl+C in the server's terminal
+        # from the worker.
+        with self.training_run.log_file.open("ab") as log_file:
             process = subprocess.Popen(
                 self._command,
                 cwd=PROJECT,
@@ -84,7 +86,7 @@ class TrainingThread(threading.Thread):
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
             )
-        log.info("the worker of %s has process id %d", self._run.name, process.pid)
+        log.info("the worker of %s has process id %d", self.training_run.name, process.pid)
         return process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> bool:
@@ -97,9 +99,9 @@ class TrainingThread(threading.Thread):
                 return False
             except subprocess.TimeoutExpired:
                 now = time.monotonic()
-            if self._run.stop_requested():
+            if self.training_run.stop_requested():
                 stop_seen = stop_seen or now
-            if not self._run.state().status.active:
+            if not self.training_run.state().status.active:
                 last_word = last_word or now
             overdue = (stop_seen and now - stop_seen > self._stop_grace) or (
                 last_word and now - last_word > self._exit_grace
@@ -111,7 +113,7 @@ class TrainingThread(threading.Thread):
 
     def _judge(self, exit_code: int, ended_by_us: bool) -> None:
         """A worker that left a last word is believed; of any other the cause is told from how it ended."""
-        state = self._run.stored_state()
+        state = self.training_run.stored_state()
         if not state.status.active:
             return
         if ended_by_us:
@@ -121,15 +123,15 @@ class TrainingThread(threading.Thread):
             )
         else:
             cause = exit_cause(exit_code)
-        self._run.set_state(Status.FAILED, cause)
+        self.training_run.set_state(Status.FAILED, cause)
 
 
 def exit_cause(exit_code: int) -> str:
     """Why a worker ended that said nothing itself, in words for the user."""
     if exit_code == -_SIGKILL:
         return (
-            "The training process was killed by the system, most likely because main memory ran out. Lower the micro-batch "
-            "size or the cutoff length, or load the model in 4-bit."
+            "The training process was killed by the system, most likely because main memory ran out. "
+            "Lower the micro-batch size or the cutoff length, or load the model in 4-bit."
         )
     if exit_code < 0:
         return f"The training process crashed (signal {-exit_code}). The log below tells more."
@@ -140,9 +142,8 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
     """Make the run folder and launch its training thread; raises UserError when a run is going on or cannot be made."""
     check_runnable(settings)
     locate_base_model(folders, settings.base_model)
-    for name in filter(None, (settings.raw_text or settings.dataset, settings.evaluation_file)):
-        data_file(folders, name)
-    check_room(folders)
+    _check_data(settings, folders)
+    _check_room(folders)
     # Two clicks, or two pages, must not both find the place empty.
     with _starting:
         if busy := active_run(folders):
@@ -153,7 +154,17 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
     return thread
 
 
-def check_room(folders: Folders) -> None:
+def _check_data(settings: Settings, folders: Folders) -> None:
+    """Raise UserError for data that cannot be trained on, before anything is made that would have to be cleared up."""
+    for name in filter(None, (settings.raw_text or settings.dataset, settings.evaluation_file)):
+        path = data_file(folders, name)
+        if settings.raw_text:
+            read_text(path)
+        else:
+            check_rows(path, settings.data_format)
+
+
+def _check_room(folders: Folders) -> None:
     """Raise UserError when the disk has no room for a training's files."""
     free = shutil.disk_usage(folders.loras).free
     if free < MIN_FREE_BYTES:

@@ -28,7 +28,7 @@ _MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which examples each step sees: a new order each epoch, the same for the same seed, so that a run can go on anywhere."""
+    """Which examples each step sees: a new order each epoch, always the same for a seed, so that a run can go on."""
 
     examples: int
     batch_size: int
@@ -113,12 +113,12 @@ class Trainer:
             self._accelerator.backward(loss)
             total += loss.item()
         if not math.isfinite(total):
-            raise UserError(
-                f"The loss became {total} at step {self._progress.step + 1}, so the training was ended; the last checkpoint "
-                "is whole. Lower the learning rate or lengthen the warm-up."
-            )
+            raise self._diverged(total, "loss")
         limit = self._settings.max_grad_norm or math.inf
-        norm = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        norm = float(self._accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        # Float16 now and then overflows on purpose: its scaler then leaves the step out by itself.
+        if not math.isfinite(norm) and not self._resumable.scaler:
+            raise self._diverged(norm, "gradient")
         rate = self._optimizer.param_groups[0]["lr"]
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -131,10 +131,16 @@ class Trainer:
             epoch=self._progress.step / self.schedule.steps_per_epoch,
             loss=total,
             learning_rate=rate,
-            grad_norm=float(norm),
+            grad_norm=norm,
             tokens=sum(len(e.input_ids) for e in batch),
             seconds=time.perf_counter() - started,
             memory=models.memory_in_use(),
+        )
+
+    def _diverged(self, value: float, what: str) -> UserError:
+        return UserError(
+            f"The {what} became {value} at step {self._progress.step + 1}, so the training was ended; the last "
+            "checkpoint is whole. Lower the learning rate or lengthen the warm-up."
         )
 
     def _low_enough(self) -> bool:

@@ -1,10 +1,11 @@
-"""`python -m training.worker <run folder>`: one run, in its own process, which leaves its last word in the run folder."""
+"""`python -m training.worker <run folder>`: one run in its own process, its last word left in the run folder."""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -53,12 +54,15 @@ def cause_in_words(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     # By name, because torch may be what could not be imported.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # On the CPU torch raises a RuntimeError that only its text tells apart.
+    names = (type(error).__name__, str(error))
+    if isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "DefaultCPUAllocator" in names[1]:
         return (
             "Memory ran out. Lower the micro-batch size first, then the cutoff length; gradient checkpointing and "
             "loading in 4-bit also save much."
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    # safetensors has an error of its own, with the system's words in it.
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):
         return "The disk is full: make room, then continue from the last checkpoint."
     return f"An unexpected error ended the training ({type(error).__name__}: {error}). The log below tells more."
 

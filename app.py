@@ -1,0 +1,89 @@
+"""Opens Graft's page: reads the arguments, builds the page and serves it on this computer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; made without any other package, so that --help always works."""
+    parser = argparse.ArgumentParser(
+        prog="start.py",
+        description="Graft: train LoRA adapters in the browser.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 lets other computers in")
+    parser.add_argument("--port", type=int, default=7860, help="port to serve on")
+    parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's servers")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser window")
+    parser.add_argument("--models-dir", type=Path, default=PROJECT / "models", help="folder of the base models")
+    parser.add_argument("--datasets-dir", type=Path, default=PROJECT / "datasets", help="folder of the data files")
+    parser.add_argument("--loras-dir", type=Path, default=PROJECT / "loras", help="folder the LoRAs are saved in")
+    return parser
+
+
+def main() -> int:
+    """Serve the page until Ctrl+C; the exit code is 1 when it cannot be served."""
+    arguments = build_parser().parse_args()
+    if problem := port_problem(arguments.host, arguments.port):
+        print(problem, file=sys.stderr)
+        return 1
+    # Nothing is sent to anybody: these are read when the libraries are imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+    from training.errors import UserError
+    from training.paths import Folders
+    from ui.page import build_page, launch_options
+
+    folders = Folders(
+        models=arguments.models_dir.resolve(),
+        datasets=arguments.datasets_dir.resolve(),
+        loras=arguments.loras_dir.resolve(),
+    )
+    try:
+        folders.make()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    build_page(folders).launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
+        inbrowser=not arguments.no_browser and has_screen(),
+        **launch_options(),
+    )
+    return 0
+
+
+def port_problem(host: str, port: int) -> str:
+    """Why the page cannot be served there, in a sentence; empty when it can."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            # As the server does it: a port that was closed a moment ago is free.
+            if sys.platform != "win32":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        return (
+            f"The page cannot be opened at {host}:{port} ({error}). If Graft runs already, use that page; "
+            f"otherwise choose another port: python3 start.py --port {port % 65535 + 1}"
+        )
+    return ""
+
+
+def has_screen() -> bool:
+    """Whether a browser window can be opened here; over SSH and in a container it cannot."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

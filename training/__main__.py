@@ -1,0 +1,152 @@
+"""`python -m training --dataset ... --name ...`: a training from the command line; the page shows it too."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from training import supervisor
+from training.copied_settings import copy_settings
+from training.errors import UserError
+from training.events import Note
+from training.history import History
+from training.paths import Folders
+from training.presets import load_presets
+from training.runs import EventReader, Run, Status, find_run
+from training.settings import SettingInfo, describe, parse
+
+_POLL = 0.5  # seconds
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One flag a setting, from the declaration; what is not given keeps its default."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train a LoRA. The run appears on the page too. Ctrl+C stops it after the current step and saves.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--preset", default="", help="start from this preset, by its label, such as 'Style'")
+    parser.add_argument(
+        "--copy-settings-from", metavar="LORA", default="", help="start from an earlier LoRA's settings"
+    )
+    for flag, folder in (("models", Folders.models), ("datasets", Folders.datasets), ("loras", Folders.loras)):
+        parser.add_argument(f"--{flag}-dir", type=Path, default=folder, help=f"default: {folder.name}/")
+    groups: dict[str, Any] = {}
+    for info in describe():
+        if info.group not in groups:
+            groups[info.group] = parser.add_argument_group(info.group.value)
+        _add_flag(groups[info.group], info)
+    return parser
+
+
+def _add_flag(group: Any, info: SettingInfo) -> None:
+    flag = f"--{info.name.replace('_', '-')}"
+    default = " ".join(info.default) if isinstance(info.default, list) else info.default
+    text = f"{info.help} Default: {default if default != '' else 'none'}".replace("%", "%%")
+    if info.kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    elif info.kind is list:
+        group.add_argument(flag, nargs="+", choices=info.choices, metavar="MODULE", help=text)
+    else:
+        # Numbers stay text here: the declaration checks them and says what is wrong in words.
+        group.add_argument(flag, choices=info.choices or None, metavar=info.kind.__name__.upper(), help=text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train and show the progress; the exit code is 0 unless something was wrong or failed."""
+    given = vars(build_parser().parse_args(arguments))
+    folders = Folders(
+        models=given.pop("models_dir").absolute(),
+        datasets=given.pop("datasets_dir").absolute(),
+        loras=given.pop("loras_dir").absolute(),
+    )
+    try:
+        folders.make()
+        values = _starting_values(folders, given.pop("preset"), given.pop("copy_settings_from"))
+        thread = supervisor.start(parse(values | _with_full_paths(folders, given)), folders)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return _follow(thread)
+
+
+def _starting_values(folders: Folders, preset: str, earlier: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if earlier:
+        copied = copy_settings(folders, find_run(folders, earlier))
+        values = copied.settings.model_dump()
+        for note in copied.notes:
+            print(note, file=sys.stderr)
+    if preset:
+        presets, _ = load_presets(folders)
+        by_label = {p.label: p for p in presets}
+        if preset not in by_label:
+            raise UserError(f"There is no preset '{preset}': choose one of {', '.join(by_label)}.")
+        values |= by_label[preset].settings
+    return values
+
+
+def _with_full_paths(folders: Folders, given: dict[str, Any]) -> dict[str, Any]:
+    """Files named relative to the shell's folder, which the worker does not share, get their whole path."""
+    result = dict(given)
+    for name in ("dataset", "raw_text", "evaluation_file"):
+        value = given.get(name)
+        if value and not (folders.datasets / value).is_file() and Path(value).is_file():
+            result[name] = str(Path(value).absolute())
+    # The last choice of data wins over the one that a preset or a copy brought along.
+    if given.get("dataset") and "raw_text" not in given:
+        result["raw_text"] = ""
+    if given.get("raw_text") and "dataset" not in given:
+        result["dataset"] = ""
+    return result
+
+
+def _follow(thread: supervisor.TrainingThread) -> int:
+    """Show a run's events until it ends; Ctrl+C asks it to stop."""
+    run = thread.training_run
+    print(f"Training in {run.folder}")
+    events, history = EventReader(run), History()
+    with tqdm(unit="step", dynamic_ncols=True) as bar:
+        while True:
+            try:
+                ended = not thread.is_alive()
+                _show_new(events, history, bar)
+                if ended:
+                    break
+                time.sleep(_POLL)
+            except KeyboardInterrupt:
+                bar.write("Stopping after this step and saving ...")
+                run.request_stop()
+    return _say_end(run)
+
+
+def _show_new(events: EventReader, history: History, bar: tqdm[Any]) -> None:
+    for event in events.read_new():
+        history.add(event)
+        if isinstance(event, Note):
+            bar.write(event.text)
+    if history.steps:
+        last = history.steps[-1]
+        evaluation = f", evaluation {history.evaluations[-1].loss:.3f}" if history.evaluations else ""
+        bar.set_postfix_str(f"loss {last.loss:.3f}{evaluation}, {history.tokens_per_second:,.0f} tokens/s")
+    bar.total = history.total_steps or None
+    bar.n = history.step
+    bar.refresh()
+
+
+def _say_end(run: Run) -> int:
+    state = run.state()
+    if state.status is Status.FAILED:
+        print(f"Failed: {state.cause}", file=sys.stderr)
+        return 1
+    print(f"{state.status.value.capitalize()}: the LoRA is in {run.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

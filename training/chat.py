@@ -1,0 +1,306 @@
+"""Talks to a base model with or without a LoRA: one model in memory at a time, loaded at the first message and kept.
+
+torch and transformers are imported by the thread that answers, so that a page that only offers a chat opens fast.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import logging
+import queue
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.base_models import locate_base_model
+from training.errors import UserError
+from training.formats import Message
+from training.paths import Folders, list_models
+from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Run, find_run
+from training.sampling import Sampling
+from training.settings import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from training.generation import Answer, Prompt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """What to talk to: a base model, and on it the final adapter of a run, or the one of its checkpoint at a step."""
+
+    base_model: str
+    adapter: str | None = None
+    checkpoint: int | None = None
+    precision: Precision = "16-bit"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as far as it is there, and in words what is being done or was done."""
+
+    text: str = ""
+    status: str = ""
+
+
+def base_of(folders: Folders, run: Run) -> str:
+    """The base model an adapter was trained on, a name in models/ or on the Hub; raises UserError if none is told."""
+    name = _base_in_settings(run) or _base_in_config(run)
+    if not name:
+        raise UserError(f"'{run.name}' does not say on which base model it was trained: choose that one yourself.")
+    # The path may be one of another computer: the name of the model's folder is what both share.
+    last = re.split(r"[\\/]", name.rstrip("\\/"))[-1]
+    is_path = Path(name).is_absolute() or "\\" in name
+    return last if is_path and last in list_models(folders) else name
+
+
+def _base_in_settings(run: Run) -> str:
+    try:
+        return run.settings().base_model
+    except UserError:
+        return ""  # the adapter comes from elsewhere, or the file is damaged
+
+
+def _base_in_config(run: Run) -> str:
+    """What PEFT wrote down, in the final adapter or in a checkpoint."""
+    for folder in (run.folder, *(checkpoint.folder for checkpoint in run.checkpoints())):
+        try:
+            config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(config, dict) and config.get("base_model_name_or_path"):
+            return str(config["base_model_name_or_path"])
+    return ""
+
+
+def adapter_folder(folders: Folders, what: ChatModel) -> Path | None:
+    """Where the chosen adapter lies, or None for the base model alone; raises UserError when it is gone."""
+    if what.adapter is None:
+        return None
+    run = find_run(folders, what.adapter)
+    if what.checkpoint is None:
+        if not run.has_adapter():
+            raise UserError(f"'{run.name}' has no finished adapter: choose a checkpoint, or train it to the end.")
+        return run.folder
+    for checkpoint in run.checkpoints():
+        if checkpoint.step == what.checkpoint and (checkpoint.folder / ADAPTER_WEIGHTS).is_file():
+            return checkpoint.folder
+    raise UserError(f"'{run.name}' has no checkpoint of step {what.checkpoint} any more: choose another.")
+
+
+def checked(messages: list[Message]) -> list[Message]:
+    """The conversation as a template takes it: an optional system prompt, answered questions, and the new one.
+
+    Questions that got no answer are left out, because many templates refuse two in a row. Raises UserError when the
+    last message is not a question.
+    """
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise UserError("The message is empty: type something to say.")
+    system = [m for m in messages[:1] if m["role"] == "system" and m["content"].strip()]
+    turns = [m for m in messages if m["role"] != "system"]
+    kept: list[Message] = []
+    for question, answer in itertools.pairwise(turns):
+        if question["role"] == "user" and answer["role"] == "assistant" and answer["content"].strip():
+            kept += [question, answer]
+    return [*system, *kept, turns[-1]]
+
+
+@dataclass
+class _Job:
+    """One question on its way to the thread that answers it, and the queue on which the answer comes back."""
+
+    what: ChatModel
+    messages: list[Message]
+    sampling: Sampling
+    with_adapter: bool
+    stop_event: threading.Event
+    closed: threading.Event = field(default_factory=threading.Event)
+    outbox: queue.SimpleQueue[Reply | Exception | None] = field(default_factory=queue.SimpleQueue)
+
+    def stopped(self) -> bool:
+        return self.stop_event.is_set() or self.closed.is_set()
+
+    def show(self, status: str, text: str = "") -> None:
+        self.outbox.put(Reply(text, status))
+
+
+@dataclass
+class _Loaded:
+    """The model in memory; `written` is when its adapter was saved, which another training under its name changes."""
+
+    what: ChatModel
+    written: int
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Chat:
+    """Answers conversations with the one model it keeps. Whoever asks while it answers another waits their turn."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    def reply(
+        self,
+        what: ChatModel,
+        messages: list[Message],
+        sampling: Sampling,
+        *,
+        with_adapter: bool = True,
+        stop_event: threading.Event | None = None,
+    ) -> Iterator[Reply]:
+        """The answer, growing; the last one yielded is whole. `with_adapter=False` lets the base model answer alone.
+
+        Setting `stop_event`, or closing the iterator, ends it after the token at hand. Raises UserError.
+        """
+        job = _Job(what, checked(messages), sampling.settled(), with_adapter, stop_event or threading.Event())
+        # The thread owns the lock, so a reader who walks away cannot keep it.
+        threading.Thread(target=self._work, args=(job,), name="chat", daemon=True).start()
+        try:
+            while (item := job.outbox.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            job.closed.set()
+
+    def is_loaded(self) -> bool:
+        """Whether a model takes up memory."""
+        return self._loaded is not None
+
+    def unload(self) -> None:
+        """Free the model's memory, once the answer under way is done."""
+        with self._lock:
+            self._drop()
+
+    def _work(self, job: _Job) -> None:
+        """Answer one job in a thread of its own; whatever goes wrong reaches the reader."""
+        try:
+            if not self._lock.acquire(blocking=False):
+                job.show("Waiting for the answer to another chat ...")
+                while not self._lock.acquire(timeout=0.2):
+                    if job.stopped():
+                        return
+            try:
+                self._answer(job)
+            finally:
+                self._lock.release()
+        except UserError as error:
+            job.outbox.put(error)
+        except Exception as error:
+            log.exception("answering failed")
+            job.outbox.put(error)
+        finally:
+            job.outbox.put(None)
+
+    def _answer(self, job: _Job) -> None:
+        try:
+            loaded = self._load(job)
+            if not job.stopped():
+                _generate(loaded, job)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            log.exception("answering ran out of memory")
+        # Out here, because the error above holds on to the memory that is to be freed.
+        self._drop()
+        raise UserError(
+            "Memory ran out: load the model in 4-bit, choose a smaller one, shorten the conversation, "
+            "or wait until a running training has ended."
+        )
+
+    def _load(self, job: _Job) -> _Loaded:
+        """The model of the job: the one in memory, or its base with another adapter, or one loaded anew."""
+        what, folder = job.what, adapter_folder(self._folders, job.what)
+        source = locate_base_model(self._folders, what.base_model)
+        written = (folder / ADAPTER_WEIGHTS).stat().st_mtime_ns if folder else 0
+        loaded = self._loaded
+        if loaded and (loaded.what, loaded.written) == (what, written):
+            return loaded
+        same_base = loaded and (loaded.what.base_model, loaded.what.precision) == (what.base_model, what.precision)
+        job.show(f"Loading {what.adapter if same_base and what.adapter else what.base_model} ...")
+        from training import model as models
+
+        # Forgotten until all has gone well: an adapter that fails halfway leaves its base unfit for use.
+        self._loaded = None
+        if loaded and same_base:
+            base = loaded.model.unload() if loaded.what.adapter else loaded.model
+        else:
+            loaded = None
+            self._drop()
+            base = models.load_base(source, what.precision)
+        model = models.load_adapter(base, folder) if folder else base
+        self._loaded = _Loaded(what, written, model.eval(), self._tokenizer(source, what))
+        return self._loaded
+
+    def _tokenizer(self, source: str, what: ChatModel) -> PreTrainedTokenizerBase:
+        """With the template of the training: the one saved with the adapter, else what the training would take."""
+        from training.data import add_template
+        from training.model import load_tokenizer
+
+        saved = find_run(self._folders, what.adapter).folder if what.adapter else None
+        if saved and (saved / "tokenizer_config.json").is_file():
+            tokenizer = load_tokenizer(str(saved))
+            if tokenizer.chat_template:
+                return tokenizer
+        tokenizer = load_tokenizer(source)
+        add_template(tokenizer)
+        return tokenizer
+
+    def _drop(self) -> None:
+        self._loaded = None
+        gc.collect()
+        if "torch" in sys.modules:
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _generate(loaded: _Loaded, job: _Job) -> None:
+    """Stream the answer into the job, and at its end what there is to say about it."""
+    from training.generation import make_prompt, write_answer
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    prompt = make_prompt(model, tokenizer, job.messages, job.sampling.max_tokens)
+    alone: AbstractContextManager[Any] = nullcontext()
+    if job.what.adapter and not job.with_adapter:
+        alone = model.disable_adapter()
+    with alone:
+        answer = write_answer(
+            model, tokenizer, prompt, job.sampling, job.stopped, lambda text: job.show("Writing ...", text)
+        )
+    job.show(_summary(prompt, answer, job.stopped()), answer.text)
+
+
+def _summary(prompt: Prompt, answer: Answer, stopped: bool) -> str:
+    tokens = "1 token" if answer.tokens == 1 else f"{answer.tokens} tokens"
+    parts = [f"{tokens}, {answer.tokens / max(answer.seconds, 1e-3):,.0f} a second."]
+    if stopped and not answer.ended:
+        parts.insert(0, "Stopped.")
+    elif not answer.ended:
+        parts.append("It was cut off there: raise the longest answer for more.")
+    if count := prompt.turns_left_out:
+        many = "turn was" if count == 1 else f"{count} turns were"
+        parts.append(f"The model reads {prompt.context:,} tokens at once, so the oldest {many} left out.")
+    return " ".join(parts)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    # The CPU's allocator has no exception class of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,132 @@
+"""Settings from the files of an earlier LoRA: of Graft, of text-generation-webui, or of a plain PEFT adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from training.base_models import recorded_base_model
+from training.errors import SettingsError, UserError
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
+from training.runs import ADAPTER_CONFIG, SETTINGS_FILE, Run
+from training.settings import ALL_LINEAR, Settings, TargetModule, parse
+
+OLD_SETTINGS_FILE = "training_parameters.json"
+_SAME_MEANING = {  # text-generation-webui's name: Graft's
+    "save_steps": "save_every",
+    "micro_batch_size": "micro_batch_size",
+    "batch_size": "batch_size",
+    "epochs": "epochs",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "scheduler",
+    "lora_rank": "lora_rank",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "cutoff_len": "cutoff_length",
+    "eval_steps": "evaluate_every",
+    "overlap_len": "overlap_length",
+    "hard_cut_string": "hard_cut_string",
+    "optimizer": "optimizer",
+    "stop_at_loss": "stop_at_loss",
+}
+_CHARACTERS_PER_TOKEN = 4  # of English text, roughly
+
+
+@dataclass
+class Copied:
+    """Settings for the whole form, and sentences about what could not be taken over."""
+
+    settings: Settings
+    notes: list[str] = field(default_factory=list)
+
+
+def copy_settings(folders: Folders, run: Run) -> Copied:
+    """The settings of an earlier LoRA, from its files; raises UserError when it has none that can be read."""
+    if (run.folder / SETTINGS_FILE).is_file():
+        return Copied(run.settings())
+    if (run.folder / OLD_SETTINGS_FILE).is_file():
+        values, notes = _from_old_page(folders, run)
+    elif (run.folder / ADAPTER_CONFIG).is_file():
+        values, notes = _from_adapter(folders, run), ["Only its LoRA settings are known; the others are the defaults."]
+    else:
+        raise UserError(f"'{run.name}' has no settings to copy.")
+    return _with_defaults_for_wrong(values, notes)
+
+
+def _from_old_page(folders: Folders, run: Run) -> tuple[dict[str, Any], list[str]]:
+    """Translate a training_parameters.json of text-generation-webui."""
+    old = _read_json(run.folder / OLD_SETTINGS_FILE)
+    values = _from_adapter(folders, run) if (run.folder / ADAPTER_CONFIG).is_file() else {}
+    values |= {new: old[name] for name, new in _SAME_MEANING.items() if name in old}
+    values["name"] = str(old.get("lora_name") or run.name)
+    values["train_on_answers_only"] = bool(old.get("train_only_after"))
+    values["held_out_share"] = 0.0  # it had no such thing
+    ticked = [module for module in get_args(TargetModule) if old.get(f"{module}_en")]
+    # Before there were tick boxes it trained these two.
+    values["target_modules"] = ticked or values.get("target_modules") or ["q_proj", "v_proj"]
+    if "newline_favor_len" in old:  # it counted characters
+        values["prefer_newline_cut"] = int(old["newline_favor_len"]) // _CHARACTERS_PER_TOKEN
+    if "warmup_steps" in old:
+        # It divided the number it asked for by the gradient accumulation.
+        accumulation = max(1, int(old.get("batch_size", 1)) // max(1, int(old.get("micro_batch_size", 1))))
+        values["warmup"] = math.ceil(float(old["warmup_steps"]) / accumulation)
+    values["dataset"] = _data_file_name(folders, old.get("dataset"), DATASET_SUFFIXES)
+    values["raw_text"] = _data_file_name(folders, old.get("raw_text_file"), TEXT_SUFFIXES)
+    values["evaluation_file"] = _data_file_name(folders, old.get("eval_dataset"), DATASET_SUFFIXES)
+    if values["raw_text"]:
+        values["dataset"] = ""
+    notes = []
+    if old.get("format") not in (None, "", "None"):
+        notes.append(f"Its data format '{old['format']}' is replaced by auto and the model's own chat template.")
+    return values, notes
+
+
+def _data_file_name(folders: Folders, old_name: Any, suffixes: tuple[str, ...]) -> str:
+    """The file in datasets/ that the old page named without its ending."""
+    if old_name in (None, "", "None"):
+        return ""
+    for suffix in suffixes:
+        if (folders.datasets / f"{old_name}{suffix}").is_file():
+            return f"{old_name}{suffix}"
+    return f"{old_name}{suffixes[0]}"
+
+
+def _from_adapter(folders: Folders, run: Run) -> dict[str, Any]:
+    """What an adapter_config.json of PEFT tells."""
+    config = _read_json(run.folder / ADAPTER_CONFIG)
+    modules = config.get("target_modules")
+    known = [m for m in get_args(TargetModule) if isinstance(modules, list) and m in modules]
+    values = {
+        "name": run.name,
+        "base_model": recorded_base_model(folders, str(config.get("base_model_name_or_path") or "")),
+        "lora_rank": config.get("r"),
+        "lora_alpha": config.get("lora_alpha"),
+        "lora_dropout": config.get("lora_dropout"),
+        "target_modules": known or [ALL_LINEAR],
+    }
+    return {name: value for name, value in values.items() if value not in (None, "")}
+
+
+def _with_defaults_for_wrong(values: dict[str, Any], notes: list[str]) -> Copied:
+    """Settings of another program may lie outside Graft's bounds: those take the default, and a note says so."""
+    try:
+        return Copied(parse(values), notes)
+    except SettingsError as error:
+        wrong = [name for name in error.problems if name in values]
+        if not wrong:
+            raise
+        notes = [*notes, *(f"{problem} The default is used." for problem in error.problems.values())]
+        return _with_defaults_for_wrong({k: v for k, v in values.items() if k not in wrong}, notes)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"The {path.name} of '{path.parent.name}' is damaged: it is not JSON.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"The {path.name} of '{path.parent.name}' is damaged: it holds no settings.")
+    return content

@@ -1,0 +1,151 @@
+"""Writes one answer to a conversation, token by token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from training.errors import UserError
+from training.formats import Message
+from training.sampling import Sampling
+
+_SECONDS_BETWEEN_PIECES = 0.04  # as often as an eye can follow; decoding more often only takes time from the model
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as token ids, the tokens left for the answer, and the oldest turns that found no room."""
+
+    ids: list[int]
+    answer_tokens: int
+    context: int
+    turns_left_out: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, or what there was of it when it was stopped; `ended`: the model itself came to its end."""
+
+    text: str
+    tokens: int
+    seconds: float
+    ended: bool
+
+
+def make_prompt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int
+) -> Prompt:
+    """The conversation without as many of its oldest turns as it takes to fit the model; raises UserError if none fits.
+
+    A quarter of the context, or `max_tokens` where that is less, is kept free for the answer.
+    """
+    context = _context_length(model, tokenizer)
+    longest = context - min(max_tokens, context // 4)
+    system = messages[:1] if messages[0]["role"] == "system" else []
+    turns = messages[len(system) :]
+    length = 0
+    for first in range(0, len(turns), 2):  # a turn is a question and its answer
+        ids = _encode(tokenizer, [*system, *turns[first:]])
+        length = len(ids)
+        if length <= longest:
+            return Prompt(ids, min(max_tokens, context - length), context, first // 2)
+    raise UserError(
+        f"The message is too long: it makes {length:,} tokens, and this model can read {longest:,}. Shorten it."
+    )
+
+
+def write_answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    sampling: Sampling,
+    stopped: Callable[[], bool],
+    show: Callable[[str], None],
+) -> Answer:
+    """Generate the answer, giving `show` its growing text, until it ends or `stopped` says so after a token."""
+    stream = _Stream(tokenizer, show)
+    ends = end_tokens(model, tokenizer)
+    drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if sampling.temperature > 0:
+        # No top-k behind the scenes: what the controls say is all that is done.
+        drawing = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    started = time.monotonic()
+    torch.manual_seed(sampling.settled().seed)
+    ids = torch.tensor([prompt.ids], device=model.device)
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=prompt.answer_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=tokenizer.pad_token_id,
+        streamer=stream,
+        stopping_criteria=[lambda *_: stopped()],
+        **drawing,
+    )
+    return Answer(stream.text(), len(stream.ids), time.monotonic() - started, stream.ids[-1] in ends)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the model's, the tokenizer's, and the one that the template puts after an answer.
+
+    A base model's config often lacks the last, yet it is what a LoRA trained with that template writes.
+    """
+    configured = model.generation_config.eos_token_id
+    ends = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id}
+    answer = "ok"
+    turns = [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    after = tokenizer(text[text.rfind(answer) + len(answer) :].strip(), add_special_tokens=False)["input_ids"]
+    if after and after[0] in tokenizer.all_special_ids:
+        ends.add(after[0])
+    return sorted(end for end in ends if end is not None)
+
+
+class _Stream:
+    """Where `generate` puts its tokens. All are decoded again each time, since a letter may span several."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]) -> None:
+        self.ids: list[int] = []
+        self._tokenizer = tokenizer
+        self._show = show
+        self._prompt_seen = False
+        self._shown_at = 0.0
+
+    def text(self) -> str:
+        return str(self._tokenizer.decode(self.ids, skip_special_tokens=True)).strip()
+
+    def put(self, ids: torch.Tensor) -> None:
+        if not self._prompt_seen:
+            self._prompt_seen = True  # generate puts the prompt first
+            return
+        self.ids += ids.tolist()
+        if time.monotonic() - self._shown_at >= _SECONDS_BETWEEN_PIECES:
+            self._show(self.text().rstrip("\ufffd"))  # half a letter
+            self._shown_at = time.monotonic()
+
+    def end(self) -> None:
+        """Asked for by `generate`; nothing is held back here."""
+
+
+def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens the model can read and write in all."""
+    config = model.config.get_text_config().to_dict()
+    lengths = [config.get("max_position_embeddings"), config.get("n_positions"), tokenizer.model_max_length]
+    return int(min(length for length in lengths if length))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """The conversation and the beginning of an answer as token ids, exactly as the training encodes them."""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        hint = " Try it without the system prompt." if messages[0]["role"] == "system" else ""
+        raise UserError(f"This model's chat template refuses the conversation ({error}).{hint}") from error
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,216 @@
+"""The Training tab: the form on the left, the monitor on the right."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from training import supervisor
+from training.copied_settings import copy_settings
+from training.errors import UserError
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
+from training.presets import FIRST_VISIT, Preset, load_presets
+from training.runs import find_run, list_runs
+from training.settings import parse
+from training.uploads import store_upload
+from ui.form import SettingsForm, default_values, untick_the_rest
+from ui.monitor import Histories
+from ui.monitor_panel import LATEST, MonitorPanel
+
+_DATASET, _RAW_TEXT = "dataset", "raw_text"
+_PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_SCROLL_TO_MONITOR = "() => document.getElementById('monitor').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+
+
+class TrainingTab:
+    """The tab's components and the events between them."""
+
+    def __init__(self, folders: Folders, histories: Histories) -> None:
+        self._folders = folders
+        self._presets, self._preset_problems = load_presets(folders)
+        first = next((p for p in self._presets if p.label == FIRST_VISIT), None)
+        self._form = SettingsForm(folders, default_values() | (first.settings if first else {}))
+        with gr.Row(elem_id="training-row"):
+            with gr.Column(scale=6, min_width=380):
+                self._build_form(first)
+            with gr.Column(scale=5, min_width=380, elem_id="monitor"):
+                self.monitor = MonitorPanel(folders, histories)
+
+    def _build_form(self, first: Preset | None) -> None:
+        render = self._form.render
+        with gr.Group():
+            with gr.Row():
+                render("base_model", "precision")
+            with gr.Row():
+                self._preset = gr.Dropdown(
+                    choices=[p.label for p in self._presets],
+                    value=first.label if first else None,
+                    label="Preset",
+                    info=first.about if first else "Settings for a purpose.",
+                    elem_id="preset",
+                )
+                self._copy_from = gr.Dropdown(
+                    choices=self._run_names(),
+                    value=None,
+                    label="Copy settings from",
+                    info="Fills the whole form with what an earlier LoRA was trained with.",
+                    elem_id="copy-from",
+                )
+            with gr.Row():
+                render("name", "if_exists")
+        self._build_data()
+        with gr.Group():
+            with gr.Row():
+                render("batch_size", "micro_batch_size", "epochs")
+            with gr.Row():
+                render("learning_rate", "scheduler", "cutoff_length")
+            with gr.Row():
+                render("lora_rank", "lora_alpha", "lora_dropout")
+        with gr.Accordion("Target modules", open=False):
+            render("target_modules")
+        with gr.Accordion("Advanced: warm-up, optimizer, saving, stopping", open=False):
+            with gr.Row():
+                render("warmup", "optimizer", "weight_decay")
+            with gr.Row():
+                render("max_grad_norm", "gradient_checkpointing", "seed")
+            with gr.Row():
+                render("save_every", "keep_last", "stop_at_loss")
+        self._message = gr.HTML(self._start_message(), elem_id="form-message")
+        self._start = gr.Button("Start LoRA Training", variant="primary", size="lg", elem_id="start")
+
+    def _build_data(self) -> None:
+        render = self._form.render
+        self._kind = gr.State(_DATASET)
+        with gr.Tabs(selected=_DATASET, elem_id="data-kind") as self._data_tabs:
+            with gr.Tab("Formatted dataset", id=_DATASET) as dataset_tab:
+                with gr.Row():
+                    render("dataset", "data_format")
+                self._upload_dataset = self._upload_button("Upload a dataset", DATASET_SUFFIXES, "upload-dataset")
+                with gr.Row():
+                    render("train_on_answers_only", "too_long")
+            with gr.Tab("Raw text file", id=_RAW_TEXT) as text_tab:
+                render("raw_text")
+                self._upload_text = self._upload_button("Upload a text file", TEXT_SUFFIXES, "upload-text")
+                with gr.Row():
+                    render("overlap_length", "prefer_newline_cut", "hard_cut_string")
+        dataset_tab.select(lambda: _DATASET, None, self._kind, **_PRIVATE)
+        text_tab.select(lambda: _RAW_TEXT, None, self._kind, **_PRIVATE)
+        with gr.Accordion("Evaluation", open=False):
+            with gr.Row():
+                render("evaluation_file", "held_out_share", "evaluate_every")
+
+    @staticmethod
+    def _upload_button(label: str, suffixes: tuple[str, ...], elem_id: str) -> gr.UploadButton:
+        return gr.UploadButton(label, file_types=list(suffixes), size="sm", elem_id=elem_id)
+
+    def wire(self, page: gr.Blocks) -> None:
+        """Connect the form, its memory in the browser and the monitor; call once, inside the page."""
+        form = self._form
+        self.monitor.wire(page, self._start)
+        self._wire_memory(page)
+        filled = [*form.components, self._data_tabs, self._kind, self._message]
+        self._preset.input(self._apply_preset, self._preset, [*filled, self._preset], **_PRIVATE)
+        self._copy_from.input(self._copy, self._copy_from, filled, **_PRIVATE)
+        for button, name in ((self._upload_dataset, _DATASET), (self._upload_text, _RAW_TEXT)):
+            button.upload(self._upload, button, [form.controls[name], self._message], api_visibility="private")
+        modules = form.controls["target_modules"]
+        before = gr.State(default_values()["target_modules"])
+        modules.change(
+            lambda ticked, old: (untick_the_rest(ticked, old),) * 2, [modules, before], [modules, before], **_PRIVATE
+        )
+        self._start.click(
+            self._start_training,
+            [self._kind, *form.components],
+            [self._message, self.monitor.run_choice],
+            **_PRIVATE,
+        ).success(None, js=_SCROLL_TO_MONITOR)
+
+    def _wire_memory(self, page: gr.Blocks) -> None:
+        """What was typed is kept in the browser, so that a reload loses nothing."""
+        form = self._form
+        memory = gr.BrowserState(None, storage_key="graft-form", secret="graft")
+        inputs = [self._kind, *form.components]
+        gr.on(
+            [control.change for control in form.components] + [self._kind.change],
+            None,
+            inputs,
+            memory,
+            js="(...values) => [values]",
+            **_PRIVATE,
+        )
+        page.load(self._restore, memory, [*form.components, self._data_tabs, self._kind], **_PRIVATE)
+        page.load(
+            lambda: [*form.refresh_choices(), gr.update(choices=self._run_names())],
+            None,
+            [*form.choice_controls, self._copy_from],
+            **_PRIVATE,
+        )
+
+    def _restore(self, kept: list[Any] | None) -> list[Any]:
+        names = list(self._form.controls)
+        if not kept or len(kept) != len(names) + 1:  # another version of Graft wrote it
+            return [gr.skip()] * (len(names) + 2)
+        kind, values = kept[0], dict(zip(names, kept[1:], strict=True))
+        return [*(gr.update(value=values[name]) for name in names), gr.update(selected=kind), kind]
+
+    def _apply_preset(self, label: str) -> list[Any]:
+        preset = next(p for p in self._presets if p.label == label)
+        return [*self._filled_with(preset.settings), "", gr.update(info=preset.about)]
+
+    def _copy(self, name: str | None) -> list[Any]:
+        if not name:
+            return [gr.skip()] * (len(self._form.components) + 3)
+        try:
+            copied = copy_settings(self._folders, find_run(self._folders, name))
+        except UserError as error:
+            return [*[gr.skip()] * (len(self._form.components) + 2), problems_html([str(error)])]
+        said = [f"The form shows the settings of '{name}'.", *copied.notes]
+        return [*self._filled_with(copied.settings.model_dump(mode="json")), news_html(said)]
+
+    def _filled_with(self, values: dict[str, Any]) -> list[Any]:
+        """Updates for the form's controls, the data tabs and the kind of data."""
+        if values.get("raw_text"):
+            kind = _RAW_TEXT
+        elif values.get("dataset"):
+            kind = _DATASET
+        else:
+            return [*self._form.fill(values), gr.skip(), gr.skip()]
+        return [*self._form.fill(values), gr.update(selected=kind), kind]
+
+    def _upload(self, file: str) -> tuple[Any, str]:
+        try:
+            name = store_upload(self._folders, Path(file))
+        except UserError as error:
+            return gr.skip(), problems_html([str(error)])
+        suffixes = DATASET_SUFFIXES if Path(name).suffix in DATASET_SUFFIXES else TEXT_SUFFIXES
+        choices = sorted(p.name for p in self._folders.datasets.iterdir() if p.suffix.lower() in suffixes)
+        return gr.update(choices=choices, value=name), news_html([f"{name} is stored in datasets/ and chosen."])
+
+    def _start_training(self, kind: str, *values: Any) -> tuple[Any, Any]:
+        given = self._form.gather(values)
+        given[_DATASET if kind == _RAW_TEXT else _RAW_TEXT] = ""
+        try:
+            thread = supervisor.start(parse(given), self._folders)
+        except UserError as error:
+            return problems_html(str(error).splitlines()), gr.skip()
+        return news_html([f"Training '{thread.training_run.name}' has started."]), LATEST
+
+    def _run_names(self) -> list[str]:
+        return [run.name for run in list_runs(self._folders)]
+
+    def _start_message(self) -> str:
+        return problems_html(self._preset_problems) if self._preset_problems else ""
+
+
+def problems_html(problems: list[str]) -> str:
+    """What has to be mended, a line each."""
+    items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+    return f'<div class="graft-problems" role="alert"><ul>{items}</ul></div>'
+
+
+def news_html(sentences: list[str]) -> str:
+    """Something that went well, and what to know about it."""
+    return f'<div class="graft-news" role="status">{escape(" ".join(sentences))}</div>'
