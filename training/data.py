@@ -106,6 +106,8 @@ def _evaluation_examples(
 def _prepare_text(path: Path, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     """Chunks of the file's documents. What is held out is whole documents, or the end of the only one."""
     documents = raw_text.split_documents(read_text(path), settings.hard_cut_string)
+    if not documents:
+        raise UserError(f"{path.name} holds no text beside its hard-cut strings: choose another file or string.")
     source = Source(path.name, _sha256(path), "raw text", rows_read=len(documents))
     held_out: list[raw_text.Document] = []
     if settings.held_out_share and not settings.evaluation_file:

@@ -45,7 +45,7 @@ def safe_name(text: str, what: str = "The name") -> str:
     name = unicodedata.normalize("NFC", text.strip())
     if not name:
         raise UserError(f"{what} is empty: type a short name, for example my-first-lora.")
-    if len(name.encode()) > MAX_NAME_LENGTH:
+    if len(name.encode(errors="replace")) > MAX_NAME_LENGTH:
         raise UserError(f"{what} is too long: use at most {MAX_NAME_LENGTH} letters.")
     wrong = sorted({c for c in name if not (c.isalnum() or c in " ._-")})
     if wrong:

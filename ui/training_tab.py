@@ -78,8 +78,10 @@ class TrainingTab:
                 render("max_grad_norm", "gradient_checkpointing", "seed")
             with gr.Row():
                 render("save_every", "keep_last", "stop_at_loss")
-        self._message = gr.HTML(self._start_message(), elem_id="form-message")
-        self._start = gr.Button("Start LoRA Training", variant="primary", size="lg", elem_id="start")
+        # In view wherever the reader has scrolled to, and with it what has to be mended.
+        with gr.Column(elem_id="start-bar"):
+            self._message = gr.HTML(self._start_message(), elem_id="form-message")
+            self._start = gr.Button("Start LoRA Training", variant="primary", size="lg", elem_id="start")
 
     def _build_data(self) -> None:
         render = self._form.render
@@ -88,12 +90,14 @@ class TrainingTab:
             with gr.Tab("Formatted dataset", id=_DATASET) as dataset_tab:
                 with gr.Row():
                     render("dataset", "data_format")
-                self._upload_dataset = self._upload_button("Upload a dataset", DATASET_SUFFIXES, "upload-dataset")
+                self._upload_dataset = self._upload_button(
+                    "Upload a .json or .jsonl", DATASET_SUFFIXES, "upload-dataset"
+                )
                 with gr.Row():
                     render("train_on_answers_only", "too_long")
             with gr.Tab("Raw text file", id=_RAW_TEXT) as text_tab:
                 render("raw_text")
-                self._upload_text = self._upload_button("Upload a text file", TEXT_SUFFIXES, "upload-text")
+                self._upload_text = self._upload_button("Upload a .txt or .md", TEXT_SUFFIXES, "upload-text")
                 with gr.Row():
                     render("overlap_length", "prefer_newline_cut", "hard_cut_string")
         dataset_tab.select(lambda: _DATASET, None, self._kind, **_PRIVATE)
@@ -104,7 +108,9 @@ class TrainingTab:
 
     @staticmethod
     def _upload_button(label: str, suffixes: tuple[str, ...], elem_id: str) -> gr.UploadButton:
-        return gr.UploadButton(label, file_types=list(suffixes), size="sm", elem_id=elem_id)
+        return gr.UploadButton(
+            label, file_types=list(suffixes), size="sm", min_width=0, elem_id=elem_id, elem_classes="graft-upload"
+        )
 
     def wire(self, page: gr.Blocks) -> None:
         """Connect the form, its memory in the browser and the monitor; call once, inside the page."""

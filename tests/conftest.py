@@ -1,0 +1,88 @@
+"""What several test files share: a real browser, and visits that note every request and every error of a page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+# Set before Gradio is imported: a test must not report to anybody.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+    " --no-first-run"
+).split()
+
+
+@dataclass
+class Visit:
+    """A page in a browser of its own, with everything it asked for and complained about."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._note)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    @property
+    def outside(self) -> list[str]:
+        """The requests that left this machine; `data:` and `blob:` addresses leave nothing."""
+        addresses = [url for url in self.requests if urlsplit(url).scheme not in ("data", "blob")]
+        return [url for url in addresses if urlsplit(url).hostname != "127.0.0.1"]
+
+    def assert_clean(self) -> None:
+        """Nothing was asked of another host and nothing went wrong."""
+        assert self.requests, "the page was never opened"
+        assert self.outside == []
+        assert self.errors == []
+
+
+def _executable() -> str | None:
+    return os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, _NAMES)), None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window. A machine without one skips the test, but on CI that is a failure."""
+    executable = _executable()
+    if executable is None:
+        reason = f"no browser: none of {', '.join(_NAMES)} is installed and CHROMIUM_PATH is not set"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """A function that opens an address: `visit(url, viewport={"width": 800, "height": 900})`."""
+    contexts = []
+
+    def open_page(url: str, **options: Any) -> Visit:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        result = Visit(context.new_page())
+        result.page.goto(url)
+        return result
+
+    yield open_page
+    for context in contexts:
+        context.close()

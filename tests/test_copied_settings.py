@@ -1,0 +1,136 @@
+"""Settings come back from the files of earlier LoRAs: Graft's own, text-generation-webui's, and plain adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.copied_settings import copy_settings
+from training.errors import UserError
+from training.paths import Folders
+from training.runs import Run
+from training.settings import ALL_LINEAR, Settings, parse
+
+# As text-generation-webui wrote it.
+OLD: dict[str, Any] = {
+    "lora_name": "pirate",
+    "always_override": True,
+    "save_steps": 25.0,
+    "micro_batch_size": 4,
+    "batch_size": 128,
+    "epochs": 3.0,
+    "learning_rate": "3e-4",
+    "lr_scheduler_type": "linear",
+    "lora_rank": 32,
+    "lora_alpha": 64,
+    "lora_dropout": 0.05,
+    "cutoff_len": 256,
+    "dataset": "pirates",
+    "eval_dataset": "None",
+    "format": "alpaca-format",
+    "eval_steps": 100.0,
+    "raw_text_file": "None",
+    "overlap_len": 64,
+    "newline_favor_len": 128,
+    "higher_rank_limit": False,
+    "warmup_steps": 100.0,
+    "optimizer": "adamw_torch",
+    "hard_cut_string": "\\n\\n\\n",
+    "train_only_after": "Assistant:",
+    "stop_at_loss": 1.5,
+    "add_eos_token": False,
+    "min_chars": 0.0,
+    "report_to": "None",
+}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    folders = Folders(models=tmp_path / "models", datasets=tmp_path / "datasets", loras=tmp_path / "loras")
+    folders.make()
+    return folders
+
+
+def _run(folders: Folders, **files: Any) -> Run:
+    run = Run(folders.loras / "pirate")
+    run.folder.mkdir()
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (run.folder / f"{name}.json").write_text(text)
+    return run
+
+
+def test_every_setting_of_an_own_run_comes_back(folders: Folders) -> None:
+    asked = parse({"name": "pirate", "dataset": "a.json", "learning_rate": 1e-5, "target_modules": ["q_proj", "up_proj"]})
+    run = _run(folders)
+    run.write_settings(asked)
+    assert copy_settings(folders, run).settings == asked
+
+
+def test_old_page_settings_are_translated(folders: Folders) -> None:
+    (folders.datasets / "pirates.json").write_text("[]")
+    copied = copy_settings(folders, _run(folders, training_parameters=OLD | {"q_proj_en": True, "o_proj_en": True}))
+    settings = copied.settings
+    assert settings.name == "pirate"
+    assert (settings.batch_size, settings.micro_batch_size, settings.epochs) == (128, 4, 3)
+    assert (settings.learning_rate, settings.scheduler) == (3e-4, "linear")
+    assert (settings.lora_rank, settings.lora_alpha, settings.lora_dropout) == (32, 64, 0.05)
+    assert (settings.cutoff_length, settings.overlap_length, settings.prefer_newline_cut) == (256, 64, 32)
+    assert (settings.save_every, settings.evaluate_every, settings.stop_at_loss) == (25, 100, 1.5)
+    assert settings.warmup == 4  # 100 micro-batches of warm-up at 32 a step
+    assert settings.target_modules == ["q_proj", "o_proj"]
+    assert settings.dataset == "pirates.json"
+    assert settings.train_on_answers_only
+    assert settings.if_exists == "new version"  # nothing is overwritten because an old file says so
+    assert any("alpaca-format" in note for note in copied.notes)
+
+
+def test_old_page_without_ticks_trained_two_modules(folders: Folders) -> None:
+    assert copy_settings(folders, _run(folders, training_parameters=OLD)).settings.target_modules == ["q_proj", "v_proj"]
+
+
+def test_old_page_raw_text(folders: Folders) -> None:
+    (folders.datasets / "book.txt").write_text("words")
+    settings = copy_settings(folders, _run(folders, training_parameters=OLD | {"raw_text_file": "book"})).settings
+    assert settings.raw_text == "book.txt"
+    assert settings.dataset == ""
+
+
+def test_what_graft_does_not_have_becomes_the_default_and_is_said(folders: Folders) -> None:
+    old = OLD | {"optimizer": "adamw_anyprecision", "lora_rank": 0}
+    copied = copy_settings(folders, _run(folders, training_parameters=old))
+    assert copied.settings.optimizer == Settings().optimizer
+    assert copied.settings.lora_rank == Settings().lora_rank
+    assert copied.settings.lora_alpha == 64
+    assert any("Optimizer" in note for note in copied.notes)
+    assert any("LoRA rank" in note for note in copied.notes)
+
+
+def test_plain_adapter_gives_its_lora_settings_and_base(folders: Folders) -> None:
+    (folders.models / "small").mkdir()
+    config = {
+        "base_model_name_or_path": "/home/somebody/models/small",
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.1,
+        "target_modules": ["v_proj", "q_proj"],
+    }
+    copied = copy_settings(folders, _run(folders, adapter_config=config))
+    assert copied.settings.base_model == "small"
+    assert (copied.settings.lora_rank, copied.settings.lora_alpha, copied.settings.lora_dropout) == (8, 16, 0.1)
+    assert copied.settings.target_modules == ["q_proj", "v_proj"]
+    assert copied.notes
+
+
+def test_adapter_with_unknown_modules_takes_all_linear(folders: Folders) -> None:
+    copied = copy_settings(folders, _run(folders, adapter_config={"r": 8, "target_modules": ["c_attn"]}))
+    assert copied.settings.target_modules == [ALL_LINEAR]
+
+
+@pytest.mark.parametrize("files", [{}, {"settings": "{"}, {"training_parameters": "["}, {"adapter_config": "[]"}])
+def test_nothing_or_damaged_files_are_a_sentence(folders: Folders, files: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="pirate"):
+        copy_settings(folders, _run(folders, **files))

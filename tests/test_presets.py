@@ -1,0 +1,64 @@
+"""Every preset that ships loads, and a damaged one is named without hiding the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.errors import UserError
+from training.paths import Folders, data_file
+from training.presets import FIRST_VISIT, load_preset, load_presets
+from training.settings import Settings, check_runnable, parse
+
+SHIPPED = sorted(Folders.presets.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_preset_is_valid_and_says_what_it_is_for(path: Path) -> None:
+    preset = load_preset(path)
+    assert preset.label
+    assert preset.about.endswith(".")
+    assert set(preset.settings) <= set(Settings.model_fields)
+    for name in ("dataset", "raw_text"):
+        if preset.settings.get(name):
+            data_file(Folders(), preset.settings[name])
+
+
+def test_promised_presets_ship() -> None:
+    labels = [preset.label for preset in load_presets(Folders())[0]]
+    assert labels == ["Quick demo", "Style", "Knowledge", "Raw text", "4-bit for a small GPU"]
+
+
+def test_first_visit_can_be_started_as_it_stands() -> None:
+    preset = next(p for p in load_presets(Folders())[0] if p.label == FIRST_VISIT)
+    settings = parse(preset.settings)
+    check_runnable(settings)
+    assert settings.base_model == "starter"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "damaged"),
+        ("[]", "damaged"),
+        ('{"label": "x", "settings": {}}', "about"),
+        ('{"label": "x", "about": "y", "settings": {"batch_sise": 3}}', "batch_sise"),
+        ('{"label": "x", "about": "y", "settings": {"batch_size": 0}}', "Batch size"),
+    ],
+)
+def test_damaged_preset_is_named(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=word) as caught:
+        load_preset(path)
+    assert "mine.json" in str(caught.value)
+
+
+def test_damaged_preset_does_not_hide_the_others(tmp_path: Path) -> None:
+    (tmp_path / "1-bad.json").write_text("{")
+    (tmp_path / "2-good.json").write_text('{"label": "Mine", "about": "Works.", "settings": {"epochs": 2}}')
+    presets, problems = load_presets(Folders(presets=tmp_path))
+    assert [p.label for p in presets] == ["Mine"]
+    assert len(problems) == 1
+    assert "1-bad.json" in problems[0]
