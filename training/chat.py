@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import logging
 import queue
-import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.adapters import adapter_folder
 from training.base_models import locate_base_model
 from training.errors import UserError
 from training.formats import Message
-from training.paths import Folders, list_models
-from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Run, find_run
+from training.paths import Folders
+from training.runs import ADAPTER_WEIGHTS, find_run
 from training.sampling import Sampling
 from training.settings import Precision
 
@@ -51,51 +49,6 @@ class Reply:
 
     text: str = ""
     status: str = ""
-
-
-def base_of(folders: Folders, run: Run) -> str:
-    """The base model an adapter was trained on, a name in models/ or on the Hub; raises UserError if none is told."""
-    name = _base_in_settings(run) or _base_in_config(run)
-    if not name:
-        raise UserError(f"'{run.name}' does not say on which base model it was trained: choose that one yourself.")
-    # The path may be one of another computer: the name of the model's folder is what both share.
-    last = re.split(r"[\\/]", name.rstrip("\\/"))[-1]
-    is_path = Path(name).is_absolute() or "\\" in name
-    return last if is_path and last in list_models(folders) else name
-
-
-def _base_in_settings(run: Run) -> str:
-    try:
-        return run.settings().base_model
-    except UserError:
-        return ""  # the adapter comes from elsewhere, or the file is damaged
-
-
-def _base_in_config(run: Run) -> str:
-    """What PEFT wrote down, in the final adapter or in a checkpoint."""
-    for folder in (run.folder, *(checkpoint.folder for checkpoint in run.checkpoints())):
-        try:
-            config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(config, dict) and config.get("base_model_name_or_path"):
-            return str(config["base_model_name_or_path"])
-    return ""
-
-
-def adapter_folder(folders: Folders, what: ChatModel) -> Path | None:
-    """Where the chosen adapter lies, or None for the base model alone; raises UserError when it is gone."""
-    if what.adapter is None:
-        return None
-    run = find_run(folders, what.adapter)
-    if what.checkpoint is None:
-        if not run.has_adapter():
-            raise UserError(f"'{run.name}' has no finished adapter: choose a checkpoint, or train it to the end.")
-        return run.folder
-    for checkpoint in run.checkpoints():
-        if checkpoint.step == what.checkpoint and (checkpoint.folder / ADAPTER_WEIGHTS).is_file():
-            return checkpoint.folder
-    raise UserError(f"'{run.name}' has no checkpoint of step {what.checkpoint} any more: choose another.")
 
 
 def checked(messages: list[Message]) -> list[Message]:
@@ -224,7 +177,8 @@ class Chat:
 
     def _load(self, job: _Job) -> _Loaded:
         """The model of the job: the one in memory, or its base with another adapter, or one loaded anew."""
-        what, folder = job.what, adapter_folder(self._folders, job.what)
+        what = job.what
+        folder = adapter_folder(self._folders, what.adapter, what.checkpoint) if what.adapter else None
         source = locate_base_model(self._folders, what.base_model)
         written = (folder / ADAPTER_WEIGHTS).stat().st_mtime_ns if folder else 0
         loaded = self._loaded

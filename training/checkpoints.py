@@ -86,7 +86,7 @@ def load_checkpoint(checkpoint: Checkpoint, resumable: Resumable) -> Progress:
         state = torch.load(checkpoint.folder / _STATE_FILE, weights_only=True, map_location="cpu")
         resumable.load(state)
         return Progress(**json.loads((checkpoint.folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, EOFError, UnpicklingError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, ValueError, TypeError) as error:
         raise UserError(
             f"The checkpoint of step {checkpoint.step} is damaged: delete its folder {checkpoint.folder.name} "
             "and continue from the one before."
@@ -110,6 +110,8 @@ def save_result(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) 
     tokenizer.save_pretrained(str(partial))
     # The config goes last: readers take a folder without it for one without an adapter.
     for file in sorted(partial.iterdir(), key=lambda p: p.name == ADAPTER_CONFIG):
+        if file.is_dir():  # a folder, such as that of a tokenizer's further templates, replaces no full one
+            shutil.rmtree(run.folder / file.name, ignore_errors=True)
         file.replace(run.folder / file.name)
     partial.rmdir()
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from training.errors import UserError
+from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from training.settings import ALL_LINEAR, Settings
 
 log = logging.getLogger(__name__)
@@ -119,8 +120,13 @@ def attach_lora(model: PreTrainedModel, settings: Settings) -> PeftModel:
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The adapter in `folder` on the base model; raises UserError when it is missing, damaged or for another base."""
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"There is no adapter in '{folder.name}'.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # else PEFT would look for a pickled one
+        raise UserError(
+            f"The adapter in '{folder.name}' has no {ADAPTER_WEIGHTS}. Only these weights are loaded, because other kinds "
+            "can run code."
+        )
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:

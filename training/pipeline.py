@@ -37,8 +37,9 @@ def train_run(run: Run, folders: Folders) -> bool:
     run.set_state(Status.TRAINING)
     log.info("training %d steps on %s", trainer.schedule.total_steps, model.device())
     finished = trainer.train(checkpoint)
-    run.set_state(Status.SAVING)
-    save_result(run, lora, tokenizer)
+    if trainer.steps_done:
+        run.set_state(Status.SAVING)
+        save_result(run, lora, tokenizer)
     return finished
 
 

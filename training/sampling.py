@@ -19,7 +19,7 @@ class Sampling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     temperature: float = Field(
-        0.7,
+        default=0.7,
         title="Temperature",
         description="How freely words are chosen. 0 always takes the likeliest one; above 1 it becomes wild.",
         ge=0,
@@ -27,7 +27,7 @@ class Sampling(BaseModel):
         json_schema_extra={"step": 0.05},
     )
     top_p: float = Field(
-        0.9,
+        default=0.9,
         title="Top-p",
         description="Only the likeliest words that together make up this share are drawn from. 1: all of them.",
         ge=0.05,
@@ -35,7 +35,7 @@ class Sampling(BaseModel):
         json_schema_extra={"step": 0.05},
     )
     max_tokens: int = Field(
-        256,
+        default=256,
         title="Longest answer",
         description="In tokens; a token is a short word or a part of one.",
         ge=1,
@@ -43,7 +43,7 @@ class Sampling(BaseModel):
         json_schema_extra={"step": 1},
     )
     seed: int = Field(
-        RANDOM_SEED,
+        default=RANDOM_SEED,
         title="Seed",
         description="The same seed gives the same answer to the same conversation. -1: a new one each time.",
         ge=RANDOM_SEED,

@@ -143,6 +143,7 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
     check_runnable(settings)
     locate_base_model(folders, settings.base_model)
     _check_data(settings, folders)
+    folders.make()
     _check_room(folders)
     # Two clicks, or two pages, must not both find the place empty.
     with _starting:

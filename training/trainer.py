@@ -98,6 +98,11 @@ class Trainer:
         self._save()
         return finished
 
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps behind the adapter as it is, those before a continuation included."""
+        return self._progress.step
+
     def _step(self) -> Step:
         """One optimizer step; raises UserError when the loss is no number any more."""
         started = time.perf_counter()

@@ -44,8 +44,9 @@ def main() -> int:
         run.append(Note(level="error", text=cause))
         run.set_state(Status.FAILED, cause)
         return 1
-    run.set_state(Status.DONE if finished else Status.STOPPED)
-    log.info("done" if finished else "stopped and saved")
+    cause = "" if run.has_adapter() else "It was stopped before the first step, so there was nothing to save."
+    run.set_state(Status.DONE if finished else Status.STOPPED, cause)
+    log.info("done" if finished else "stopped")
     return 0
 
 

@@ -79,8 +79,10 @@ def answer(chat: Chat, choice: Choice, question: str, log: Log, base_log: Log, s
         return
     asked = entry("user", question)
     view = View([*log, asked], [*base_log, asked] if choice.compares else base_log)
+    yield view
     try:
-        for view in _exchange(chat, choice, view, stop):
+        for newer in _exchange(chat, choice, view, stop):
+            view = newer
             yield view
     except UserError as error:
         view = replace(view, status=str(error), failed=True)
@@ -93,7 +95,6 @@ def answer(chat: Chat, choice: Choice, question: str, log: Log, base_log: Log, s
 
 def _exchange(chat: Chat, choice: Choice, view: View, stop: threading.Event) -> Iterator[View]:
     """The growing view while the one or the two models answer the last question of its logs."""
-    yield view
     what, sampling = choice.what(), choice.sampling()
     said = ""  # what there was to say about the base model's answer
     if choice.compares:
@@ -166,7 +167,7 @@ def base_choices(folders: Folders, chosen: str | None) -> list[str]:
 def adapter_choices(folders: Folders) -> Choices:
     """The LoRAs that can answer, newest first; one that is still being trained can through its checkpoints."""
     runs = (run for run in list_runs(folders) if run.has_adapter() or run.checkpoints())
-    return [("None: the base model alone", NO_ADAPTER), *((run.name, run.name) for run in runs)]
+    return [("None", NO_ADAPTER), *((run.name, run.name) for run in runs)]
 
 
 def checkpoint_choices(folders: Folders, adapter: str | None) -> Choices:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
 
-from training.chat import Chat, base_of
+from training.adapters import base_of
+from training.chat import Chat
 from training.errors import UserError
 from training.paths import Folders, list_models
 from training.runs import find_run
@@ -37,13 +39,8 @@ EXAMPLES = (
 )
 _PLACEHOLDER = "### Say something\nThe model is loaded with your first message and stays ready for the next."
 _BASE_PLACEHOLDER = "The base model answers here, so that you see what the LoRA has changed."
-_HEIGHT = 460  # pixels
+STYLE = Path(__file__).parent / "static" / "chat.css"  # the page gives it to `launch`
 _PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-# The component lays its text out as HTML: without this, new lines and indentation would be lost.
-_STYLE = """<style>
-.chat-log .message .md { white-space: pre-wrap; overflow-wrap: anywhere; }
-#chat-status { min-height: 1.6em; }
-</style>"""
 
 
 class ChatTab:
@@ -54,7 +51,6 @@ class ChatTab:
         self._chat = chat
         self._stops: dict[str, threading.Event] = {}  # by browser session, while it waits for an answer
         self._build_choice()
-        gr.HTML(_STYLE, padding=False)
         with gr.Row(equal_height=True):
             self.base_log = self._chatbot("chat-log-base", _BASE_PLACEHOLDER, visible=False)
             self.log = self._chatbot("chat-log", _PLACEHOLDER, examples=[{"text": text} for text in EXAMPLES])
@@ -83,14 +79,14 @@ class ChatTab:
                 value=base,
                 allow_custom_value=True,
                 label="Base model",
-                info="From models/, or a Hugging Face name.",
+                info="A folder in models/ or a Hub name.",
                 elem_id="chat-base",
             )
             self.adapter = gr.Dropdown(
                 adapter_choices(self._folders),
                 value=NO_ADAPTER,
                 label="LoRA",
-                info="Brings its base model along.",
+                info="None: the base model alone.",
                 elem_id="chat-adapter",
             )
             self.checkpoint = gr.Dropdown(
@@ -98,7 +94,7 @@ class ChatTab:
                 value=FINAL,
                 interactive=False,
                 label="Checkpoint",
-                info="How it was at an earlier step.",
+                info="The LoRA as it was at a step.",
                 elem_id="chat-checkpoint",
             )
             self.precision = gr.Dropdown(
@@ -123,7 +119,8 @@ class ChatTab:
             elem_id=elem_id,
             elem_classes="chat-log",
             placeholder=placeholder,
-            height=_HEIGHT,
+            height="46vh",
+            min_height=320,
             min_width=300,
             render_markdown=False,
             latex_delimiters=[],
@@ -137,6 +134,7 @@ class ChatTab:
         self.status = gr.HTML("", elem_id="chat-status", padding=False)
         with gr.Row(equal_height=True):
             self.message = gr.Textbox(
+                "",
                 placeholder="Type a message; Enter sends it, Shift+Enter begins a new line.",
                 show_label=False,
                 label="Message",
@@ -157,6 +155,7 @@ class ChatTab:
     def _build_settings(self) -> None:
         with gr.Accordion("Answer settings", open=False, elem_id="chat-settings"):
             self.system_prompt = gr.Textbox(
+                "",
                 label="System prompt",
                 info="Tells the model how to behave, before the conversation. Empty: none, as in most training data.",
                 lines=2,
@@ -205,18 +204,12 @@ class ChatTab:
             **_PRIVATE,
         )
 
-    def open_on(self, trigger: Any, adapter: Any, step: Any) -> Any:
-        """Choose the LoRA that the component `adapter` names, at the `step` of another one (empty: final), at this event."""
-        return gr.on(
-            [trigger],
-            self._choose,
-            [self.base, adapter, step, self.compare],
-            self.choice_outputs,
-            **_PRIVATE,
-        )
+    def open_on(self, event: Any, adapter: Any, step: Any) -> Any:
+        """After `event` (`button.click`, or `then` of another) choose the LoRA and step that these components hold."""
+        return event(self._choose, [self.base, adapter, step, self.compare], self.choice_outputs, **_PRIVATE)
 
     def updates(self, base: str | None, adapter: str | None, checkpoint: Any, compare: bool) -> list[Any]:
-        """Updates for `choice_outputs`: what there is to choose now, and these values as far as they can still be had."""
+        """Updates for `choice_outputs`: what there is to choose now, and these values as far as they can be had."""
         adapters = adapter_choices(self._folders)
         adapter = kept(adapters, adapter)
         checkpoints = checkpoint_choices(self._folders, adapter)
@@ -264,8 +257,10 @@ class ChatTab:
         session, stop = str(request.session_hash), threading.Event()
         if self._stops.setdefault(session, stop) is not stop:
             return  # Enter was pressed while the last message is still being answered
+        base, adapter, checkpoint, precision, compare, system_prompt, *sampling = form
+        choice = Choice(base, adapter, checkpoint, precision, compare, system_prompt, tuple(sampling))
         try:
-            for view in answer(self._chat, Choice(*form[:6], form[6:]), question, log, base_log, stop):
+            for view in answer(self._chat, choice, question, log, base_log, stop):
                 yield _shown(view)
         finally:
             self._stops.pop(session, None)
@@ -310,5 +305,4 @@ def _buttons(*, running: bool) -> list[Any]:
 
 
 def _status_html(text: str, *, failed: bool = False) -> str:
-    color = "var(--error-text-color, #b91c1c)" if failed else "var(--body-text-color-subdued)"
-    return f'<div role="status" style="color: {color}">{escape(text)}</div>'
+    return f'<div role="status" class="{"chat-problem" if failed else "chat-news"}">{escape(text)}</div>'

@@ -15,7 +15,7 @@ _LABELS = {
     Status.TRAINING: "Training",
     Status.SAVING: "Saving",
     Status.DONE: "Done",
-    Status.STOPPED: "Stopped and saved",
+    Status.STOPPED: "Stopped",
     Status.FAILED: "Failed",
 }
 
@@ -51,6 +51,8 @@ class Histories:
 def status_html(run: Run, state: State, history: History, stopping: bool) -> str:
     """State, progress bar, numbers and notes of a run."""
     label = _LABELS[state.status]
+    if state.status is Status.STOPPED and run.has_adapter():
+        label = "Stopped and saved"
     if stopping and state.status.active:
         label = "Stopping after this step, then saving"
     percent = 100 if state.status is Status.DONE else round(100 * history.progress, 1)

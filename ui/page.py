@@ -7,11 +7,15 @@ from typing import Any
 
 import gradio as gr
 
+from training.chat import Chat
 from training.paths import Folders
 from ui.chart import static_paths
+from ui.chat_log import FINAL
+from ui.chat_tab import ChatTab, build_chat_tab
 from ui.monitor import Histories
 from ui.training_tab import TrainingTab
 
+_PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _STATIC = Path(__file__).parent / "static"
 _HEADER = """
 <div id="graft-header">
@@ -31,13 +35,29 @@ def build_page(folders: Folders) -> gr.Blocks:
     """The page over these folders, ready to be launched with `launch_options`."""
     gr.set_static_paths(static_paths())
     histories = Histories()
+    chat = Chat(folders)
     with gr.Blocks(title="Graft", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_HEADER, js_on_load=_TOGGLE_THEME, apply_default_css=False)
-        with gr.Tabs(elem_id="main-tabs"):
+        with gr.Tabs(elem_id="main-tabs") as tabs:
             with gr.Tab("Training", id="training"):
                 training = TrainingTab(folders, histories)
+            with gr.Tab("Chat", id="chat") as chat_page:
+                chat_tab = build_chat_tab(folders, chat)
         training.wire(page)
+        # The training needs the memory more than a model that waits for the next message.
+        training.starts.change(chat.unload, None, None, **_PRIVATE)
+        chat_tab.refresh_on(chat_page.select, page.load)
+        _open_chat_from_monitor(training, chat_tab, tabs)
     return page
+
+
+def _open_chat_from_monitor(training: TrainingTab, chat_tab: ChatTab, tabs: gr.Tabs) -> None:
+    """'Chat with it' shows the Chat tab with the run's LoRA beside its base model."""
+    monitor = training.monitor
+    adapter, step = gr.State(""), gr.State(FINAL)
+    clicked = monitor.chat.click(monitor.shown_run_name, monitor.run_choice, adapter, **_PRIVATE)
+    chosen = chat_tab.open_on(clicked.then, adapter, step)
+    chosen.then(lambda: (gr.update(selected="chat"), True), None, [tabs, chat_tab.compare], **_PRIVATE)
 
 
 def launch_options() -> dict[str, Any]:
@@ -52,6 +72,11 @@ def launch_options() -> dict[str, Any]:
             font_mono=["ui-monospace", "monospace"],
             radius_size=gr.themes.sizes.radius_md,
         ).set(
+            body_background_fill="*neutral_50",
+            block_label_background_fill="none",
+            block_label_background_fill_dark="none",
+            block_label_text_color="*body_text_color",
+            block_label_text_color_dark="*body_text_color",
             block_title_background_fill="none",
             block_title_background_fill_dark="none",
             block_title_text_color="*body_text_color",

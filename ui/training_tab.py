@@ -30,6 +30,7 @@ class TrainingTab:
 
     def __init__(self, folders: Folders, histories: Histories) -> None:
         self._folders = folders
+        self.starts = gr.State(0)  # trainings started from this page
         self._presets, self._preset_problems = load_presets(folders)
         first = next((p for p in self._presets if p.label == FIRST_VISIT), None)
         self._form = SettingsForm(folders, default_values() | (first.settings if first else {}))
@@ -129,10 +130,11 @@ class TrainingTab:
         )
         self._start.click(
             self._start_training,
-            [self._kind, *form.components],
-            [self._message, self.monitor.run_choice],
+            [self.starts, self._kind, *form.components],
+            [self._message, self.monitor.run_choice, self.starts],
             **_PRIVATE,
-        ).success(None, js=_SCROLL_TO_MONITOR)
+        )
+        self.starts.change(None, js=_SCROLL_TO_MONITOR)
 
     def _wire_memory(self, page: gr.Blocks) -> None:
         """What was typed is kept in the browser, so that a reload loses nothing."""
@@ -195,14 +197,14 @@ class TrainingTab:
         choices = sorted(p.name for p in self._folders.datasets.iterdir() if p.suffix.lower() in suffixes)
         return gr.update(choices=choices, value=name), news_html([f"{name} is stored in datasets/ and chosen."])
 
-    def _start_training(self, kind: str, *values: Any) -> tuple[Any, Any]:
+    def _start_training(self, starts: int, kind: str, *values: Any) -> tuple[Any, Any, Any]:
         given = self._form.gather(values)
         given[_DATASET if kind == _RAW_TEXT else _RAW_TEXT] = ""
         try:
             thread = supervisor.start(parse(given), self._folders)
         except UserError as error:
-            return problems_html(str(error).splitlines()), gr.skip()
-        return news_html([f"Training '{thread.training_run.name}' has started."]), LATEST
+            return problems_html(str(error).splitlines()), gr.skip(), gr.skip()
+        return news_html([f"Training '{thread.training_run.name}' has started."]), LATEST, starts + 1
 
     def _run_names(self) -> list[str]:
         return [run.name for run in list_runs(self._folders)]

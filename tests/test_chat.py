@@ -1,0 +1,382 @@
+"""The chat engine with a tiny model of random weights: streaming, stopping, comparing, templates, errors."""
+
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training.adapters import adapter_folder, base_of
+from training.chat import Chat, ChatModel, Reply, checked
+from training.errors import UserError
+from training.formats import Message
+from training.generation import end_tokens
+from training.paths import Folders
+from training.runs import Run, find_run
+from training.sampling import Sampling, describe_sampling, make_sampling
+from training.settings import Precision, Settings
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
+GREEDY = Sampling(temperature=0, max_tokens=12)
+BASE = ChatModel("tiny")
+
+
+def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """One token a byte, plus the three special ones."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], additional_special_tokens=special[1:]
+    )
+    fast.chat_template = template
+    return fast
+
+
+def make_model(hidden_size: int = 64) -> LlamaForCausalLM:
+    torch.manual_seed(hidden_size)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=hidden_size,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=256,
+        initializer_range=0.5,  # wide enough that the answers of two models differ
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_lora(base: LlamaForCausalLM, seed: int, *folders: Path) -> None:
+    torch.manual_seed(seed)
+    lora = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    for folder in folders:
+        lora.save_pretrained(str(folder), save_embedding_layers=False)
+    lora.unload()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Two base models that do not fit each other's adapters, and three LoRAs."""
+    root = tmp_path_factory.mktemp("chat")
+    made = Folders(root / "models", root / "datasets", root / "loras", root / "presets")
+    made.make()
+    for name, size in (("tiny", 64), ("wide", 128)):
+        make_model(size).save_pretrained(made.models / name)
+        make_tokenizer().save_pretrained(made.models / name)
+    base = LlamaForCausalLM.from_pretrained(made.models / "tiny")
+    make_lora(base, 1, made.loras / "first", made.loras / "first" / "checkpoint-5")
+    make_lora(base, 2, made.loras / "second", made.loras / "first" / "checkpoint-10")
+    make_lora(base, 3, made.loras / "running" / "checkpoint-3")
+    for name in ("first", "second", "running"):
+        Run(made.loras / name).write_settings(Settings(base_model="tiny", name=name))
+    return made
+
+
+@pytest.fixture
+def chat(folders: Folders) -> Iterator[Chat]:
+    chat = Chat(folders)
+    yield chat
+    chat.unload()
+
+
+def answer(chat: Chat, what: ChatModel = BASE, sampling: Sampling = GREEDY, *, with_adapter: bool = True) -> str:
+    return list(chat.reply(what, HELLO, sampling, with_adapter=with_adapter))[-1].text
+
+
+def last(replies: Iterator[Reply]) -> Reply:
+    return list(replies)[-1]
+
+
+def test_importing_the_engine_does_not_load_torch() -> None:
+    code = (
+        "import sys, training.chat, training.sampling;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'peft', 'gradio')))"
+    )
+    root = Path(__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
+
+
+def test_the_answer_grows_and_says_what_is_done(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.generation._SECONDS_BETWEEN_PIECES", 0)
+    replies = list(chat.reply(BASE, HELLO, GREEDY))
+    assert replies[0].status == "Loading tiny ..."
+    assert len({reply.text for reply in replies}) > 5
+    assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(replies))
+    assert "12 tokens" in replies[-1].status and "cut off" in replies[-1].status
+    assert not [reply for reply in chat.reply(BASE, HELLO, GREEDY) if "Loading" in reply.status], "it was kept"
+
+
+def test_temperature_0_is_the_plain_greedy_answer(chat: Chat, folders: Folders) -> None:
+    model, tokenizer = LlamaForCausalLM.from_pretrained(folders.models / "tiny"), make_tokenizer()
+    text = tokenizer.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        for _ in range(GREEDY.max_tokens):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    expected = tokenizer.decode(ids[0, -GREEDY.max_tokens :], skip_special_tokens=True).strip()
+    assert answer(chat) == answer(chat, sampling=Sampling(temperature=0, max_tokens=12, seed=5)) == expected
+
+
+def test_the_same_seed_gives_the_same_answer(chat: Chat) -> None:
+    seven = Sampling(temperature=1.5, top_p=1, max_tokens=12, seed=7)
+    assert answer(chat, sampling=seven) == answer(chat, sampling=seven)
+    assert answer(chat, sampling=seven) != answer(chat, sampling=seven.model_copy(update={"seed": 8}))
+    unset = Sampling(temperature=1.5, top_p=1, max_tokens=12)
+    assert len({answer(chat, sampling=unset) for _ in range(3)}) > 1
+    assert unset.settled().seed >= 0 and seven.settled() is seven
+
+
+def test_stopping_ends_after_a_token_and_keeps_the_model(chat: Chat) -> None:
+    stop = threading.Event()
+    replies = chat.reply(BASE, HELLO, Sampling(max_tokens=200), stop_event=stop)
+    for reply in replies:
+        if reply.text:
+            stop.set()
+    assert reply.status.startswith("Stopped. ")
+    assert int(reply.status.split()[1]) < 150
+    assert answer(chat)
+
+
+def test_walking_away_from_an_answer_frees_the_model_for_the_next(chat: Chat) -> None:
+    replies = chat.reply(BASE, HELLO, Sampling(max_tokens=200))
+    next(replies)
+    del replies
+    assert answer(chat)
+
+
+def test_a_second_chat_waits_its_turn(chat: Chat) -> None:
+    expected = answer(chat)
+    chat._lock.acquire()
+    replies = chat.reply(BASE, HELLO, GREEDY)
+    assert next(replies).status == "Waiting for the answer to another chat ..."
+    chat._lock.release()
+    assert last(replies).text == expected
+
+
+def test_an_adapter_changes_the_answer_and_the_base_side_is_the_base_alone(chat: Chat) -> None:
+    alone = answer(chat)
+    first = ChatModel("tiny", adapter="first")
+    assert answer(chat, first) != alone
+    assert answer(chat, first, with_adapter=False) == alone
+    assert answer(chat, BASE) == alone, "after the adapter was taken off"
+
+
+def test_only_the_adapter_is_exchanged(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {name: answer(chat, ChatModel("tiny", adapter=name)) for name in ("first", "second")}
+    assert len({*expected.values(), answer(chat)}) == 3
+    monkeypatch.setattr("training.model.load_base", lambda *_: pytest.fail("the base was loaded again"))
+    for name in ("first", "second", "first"):
+        assert answer(chat, ChatModel("tiny", adapter=name)) == expected[name]
+    assert answer(chat, ChatModel("tiny", adapter="first", checkpoint=10)) == expected["second"]
+    assert answer(chat, ChatModel("tiny", adapter="first", checkpoint=5)) == expected["first"]
+
+
+def test_an_adapter_trained_again_under_its_name_is_read_again(chat: Chat, folders: Folders) -> None:
+    make_lora(LlamaForCausalLM.from_pretrained(folders.models / "tiny"), 4, folders.loras / "again")
+    before = answer(chat, ChatModel("tiny", adapter="again"))
+    make_lora(LlamaForCausalLM.from_pretrained(folders.models / "tiny"), 5, folders.loras / "again")
+    assert answer(chat, ChatModel("tiny", adapter="again")) != before
+
+
+def test_unload_forgets_the_model(chat: Chat) -> None:
+    expected = answer(chat)
+    assert chat.is_loaded()
+    chat.unload()
+    assert not chat.is_loaded()
+    assert answer(chat) == expected
+
+
+@pytest.mark.parametrize("precision", ["8-bit", "4-bit"])
+def test_quantized_models_answer_and_take_other_adapters(chat: Chat, precision: Precision) -> None:
+    what = replace(BASE, precision=precision)
+    alone = answer(chat, what)
+    assert answer(chat, replace(what, adapter="first")) != alone
+    assert answer(chat, replace(what, adapter="first"), with_adapter=False) == alone == answer(chat, what)
+
+
+def test_the_template_saved_with_the_adapter_wins_on_both_sides(chat: Chat, folders: Folders) -> None:
+    make_lora(LlamaForCausalLM.from_pretrained(folders.models / "tiny"), 1, folders.loras / "own-template")
+    make_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}").save_pretrained(
+        folders.loras / "own-template"
+    )
+    own = ChatModel("tiny", adapter="own-template")
+    assert answer(chat, own) != answer(chat, ChatModel("tiny", adapter="first")), "the same weights, another template"
+    assert answer(chat, own, with_adapter=False) != answer(chat)
+
+
+def test_a_base_without_a_template_gets_the_one_of_the_training(chat: Chat, folders: Folders) -> None:
+    make_model().save_pretrained(folders.models / "bare")
+    make_tokenizer(None).save_pretrained(folders.models / "bare")
+    answer(chat, ChatModel("bare"))
+    assert chat._loaded is not None
+    assert "### Response:" in str(chat._loaded.tokenizer.chat_template)
+
+
+def test_the_end_of_turn_of_the_template_ends_an_answer() -> None:
+    assert end_tokens(make_model(), make_tokenizer()) == [256, 258]
+    assert end_tokens(make_model(), make_tokenizer("{{ messages[-1]['content'] }}.")) == [256]
+
+
+def test_an_answer_ends_at_an_end_token(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.generation.end_tokens", lambda *_: list(range(259)))
+    assert last(chat.reply(BASE, HELLO, GREEDY)).status.startswith("1 token, ")
+
+
+def conversation(turns: int, letters: int) -> list[Message]:
+    said: list[Message] = [{"role": "system", "content": "Be brief."}]
+    for _ in range(turns):
+        said += [{"role": "user", "content": "u" * letters}, {"role": "assistant", "content": "a" * letters}]
+    return [*said, *HELLO]
+
+
+def test_the_oldest_turns_make_room_and_it_is_said(chat: Chat) -> None:
+    long = last(chat.reply(BASE, conversation(4, 30), GREEDY))
+    assert "The model reads 256 tokens at once, so the oldest 2 turns were left out." in long.status
+    assert last(chat.reply(BASE, conversation(2, 30), GREEDY)).text == long.text
+    assert "left out" not in last(chat.reply(BASE, conversation(1, 30), GREEDY)).status
+    assert "so the oldest turn was left out." in last(chat.reply(BASE, conversation(3, 30), GREEDY)).status
+
+
+def test_an_answer_keeps_within_the_context(chat: Chat) -> None:
+    assert int(last(chat.reply(BASE, HELLO, Sampling(temperature=0, max_tokens=4096))).status.split()[0]) < 256
+
+
+def test_a_message_that_alone_is_too_long_is_refused(chat: Chat) -> None:
+    with pytest.raises(UserError, match=r"too long: it makes \d+ tokens, and this model can read 244"):
+        list(chat.reply(BASE, [{"role": "user", "content": "x" * 300}], GREEDY))
+
+
+def test_questions_without_an_answer_are_left_out() -> None:
+    said: list[Message] = [
+        {"role": "system", "content": " "},
+        {"role": "user", "content": "failed"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "stopped"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "two"},
+    ]
+    assert [m["content"] for m in checked(said)] == ["one", "1", "two"]
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (ChatModel("nothing"), "there is no folder 'nothing'"),
+        (ChatModel(""), "choose one"),
+        (ChatModel("tiny", adapter="gone"), "There is no LoRA called 'gone'"),
+        (ChatModel("tiny", adapter="running"), "'running' has no finished adapter: choose a checkpoint"),
+        (ChatModel("tiny", adapter="first", checkpoint=7), "no checkpoint of step 7"),
+        (ChatModel("wide", adapter="first"), "does not fit this base model"),
+    ],
+)
+def test_what_is_missing_is_said_and_the_next_answer_is_right(
+    chat: Chat, folders: Folders, what: ChatModel, says: str
+) -> None:
+    expected = answer(chat)
+    with pytest.raises(UserError, match=says):
+        list(chat.reply(what, HELLO, GREEDY))
+    assert answer(chat) == expected
+    if what.base_model in ("tiny", "wide"):
+        assert answer(chat, replace(what, adapter=None, checkpoint=None))
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_message_is_refused(chat: Chat, text: str) -> None:
+    with pytest.raises(UserError, match="The message is empty"):
+        list(chat.reply(BASE, [{"role": "user", "content": text}], GREEDY))
+    with pytest.raises(UserError, match="The message is empty"):
+        list(chat.reply(BASE, [], GREEDY))
+
+
+def test_a_template_that_refuses_is_quoted(chat: Chat, folders: Folders) -> None:
+    make_model().save_pretrained(folders.models / "strict")
+    make_tokenizer(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    ).save_pretrained(folders.models / "strict")
+    with pytest.raises(UserError, match=r"refuses the conversation \(No system role\). Try it without the system"):
+        list(chat.reply(ChatModel("strict"), conversation(1, 3), GREEDY))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("can't allocate memory"), MemoryError()]
+)
+def test_running_out_of_memory_frees_the_model_and_says_what_to_do(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    answer(chat)
+
+    def fails(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.generation.write_answer", fails)
+        with pytest.raises(UserError, match="Memory ran out: load the model in 4-bit"):
+            answer(chat)
+    assert not chat.is_loaded()
+    assert answer(chat)
+
+
+def test_a_bug_reaches_the_caller_and_does_not_hang(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("training.generation.write_answer", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answer(chat)
+    assert answer(chat)
+
+
+def test_the_base_of_a_lora_is_told_by_its_settings_or_its_config(folders: Folders) -> None:
+    assert base_of(folders, find_run(folders, "first")) == "tiny"
+    folder = folders.loras / "foreign"
+    folder.mkdir()
+    with pytest.raises(UserError, match="does not say on which base model"):
+        base_of(folders, Run(folder))
+    config = folder / "adapter_config.json"
+    for written, expected in {
+        str(folders.models / "wide"): "wide",
+        "/home/ann/graft/models/wide": "wide",
+        "C:\\graft\\models\\wide": "wide",
+        "/elsewhere/unknown": "/elsewhere/unknown",
+        "org/wide": "org/wide",
+    }.items():
+        config.write_text(json.dumps({"base_model_name_or_path": written}), encoding="utf-8")
+        assert base_of(folders, Run(folder)) == expected
+    (folder / "settings.json").write_text("{", encoding="utf-8")
+    assert base_of(folders, Run(folder)) == "org/wide"
+    config.write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match="does not say"):
+        base_of(folders, Run(folder))
+
+
+def test_the_folder_of_an_adapter(folders: Folders) -> None:
+    assert adapter_folder(folders, "first", None) == folders.loras / "first"
+    assert adapter_folder(folders, "running", 3) == folders.loras / "running" / "checkpoint-3"
+
+
+def test_sampling_is_described_and_checked() -> None:
+    for name, told in describe_sampling().items():
+        assert told["title"] and told["description"] and told["minimum"] <= told["default"] <= told["maximum"], name
+    assert make_sampling({"temperature": 0, "seed": None}) == Sampling(temperature=0)
+    with pytest.raises(UserError, match="Temperature: '3' cannot be used; give a number from 0 to 2"):
+        make_sampling({"temperature": 3})
+    with pytest.raises(UserError, match=r"Seed: '1.5' cannot be used; give a whole number from -1"):
+        make_sampling({"seed": 1.5})
