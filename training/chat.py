@@ -145,6 +145,7 @@ class Chat:
                 job.show("Waiting for the answer to another chat ...")
                 while not self._lock.acquire(timeout=0.2):
                     if job.stopped():
+                        job.show("Stopped.")
                         return
             try:
                 self._answer(job)
@@ -161,7 +162,9 @@ class Chat:
     def _answer(self, job: _Job) -> None:
         try:
             loaded = self._load(job)
-            if not job.stopped():
+            if job.stopped():
+                job.show("Stopped.")
+            else:
                 _generate(loaded, job)
             return
         except (RuntimeError, MemoryError) as error:
@@ -233,6 +236,7 @@ def _generate(loaded: _Loaded, job: _Job) -> None:
     alone: AbstractContextManager[Any] = nullcontext()
     if job.what.adapter and not job.with_adapter:
         alone = model.disable_adapter()
+    job.show("Writing ...")
     with alone:
         answer = write_answer(
             model, tokenizer, prompt, job.sampling, job.stopped, lambda text: job.show("Writing ...", text)

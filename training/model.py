@@ -57,10 +57,10 @@ def load_base(source: str, precision: str) -> PreTrainedModel:
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=compute_dtype(),
-            quantization_config=_quantization(precision),
             device_map={"": device()},
             use_safetensors=True,
             output_loading_info=True,
+            **_quantization(precision),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -76,16 +76,20 @@ def load_base(source: str, precision: str) -> PreTrainedModel:
     return model
 
 
-def _quantization(precision: str) -> BitsAndBytesConfig | None:
-    """How QLoRA loads its base: NF4 with double quantization (Dettmers et al., 2023), or LLM.int8()."""
+def _quantization(precision: str) -> dict[str, BitsAndBytesConfig]:
+    """How QLoRA loads its base: NF4 with double quantization (Dettmers et al., 2023), or LLM.int8().
+
+    Empty for 16-bit: an explicit None would hide that a model was saved quantized, and its weights would be misread.
+    """
     if precision == "4-bit":
-        return BitsAndBytesConfig(
+        config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_dtype(),
         )
-    return BitsAndBytesConfig(load_in_8bit=True) if precision == "8-bit" else None
+        return {"quantization_config": config}
+    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if precision == "8-bit" else {}
 
 
 def _cannot_load(what: str, source: str, error: Exception) -> UserError:

@@ -33,6 +33,7 @@ def train_run(run: Run, folders: Folders) -> bool:
     lora = _load_model(settings, source, checkpoint)
     trainer = Trainer(run, settings, lora, prepared, int(tokenizer.pad_token_id))
     receipt = make_receipt(settings, lora, tokenizer, prepared, trainer.schedule)
+    receipt.continued_from_step = checkpoint.step if checkpoint else None
     write_atomically(run.receipt_file, receipt.model_dump_json(indent=2))
     run.set_state(Status.TRAINING)
     log.info("training %d steps on %s", trainer.schedule.total_steps, model.device())

@@ -33,6 +33,7 @@ class Receipt(BaseModel):
     trained_tokens_per_epoch: int  # those that count in the loss
     steps_per_epoch: int
     total_steps: int
+    continued_from_step: int | None = None  # the checkpoint that this part of the training began with
     warmup_steps: int
     gradient_accumulation: int  # micro-batches in a full batch
     trainable_parameters: int

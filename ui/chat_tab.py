@@ -131,7 +131,7 @@ class ChatTab:
         )
 
     def _build_message(self) -> None:
-        self.status = gr.HTML("", elem_id="chat-status", padding=False)
+        self.status = gr.HTML(_status_html(""), elem_id="chat-status", padding=False)
         with gr.Row(equal_height=True):
             self.message = gr.Textbox(
                 "",
@@ -147,7 +147,7 @@ class ChatTab:
             )
             self.send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="chat-send")
             self.stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False, elem_id="chat-stop")
-        with gr.Row():
+        with gr.Row(elem_id="chat-actions"):
             self.regenerate = gr.Button("Answer again", size="sm", min_width=120, elem_id="chat-regenerate")
             self.clear = gr.Button("Clear the conversation", size="sm", min_width=120, elem_id="chat-clear")
             self.unload = gr.Button("Free the memory", size="sm", min_width=120, elem_id="chat-unload")
@@ -186,7 +186,7 @@ class ChatTab:
         )
         self.regenerate.click(self._answer_again, asking[1:], shown, **answering)
         self.stop.click(self._stop, None, [self.send, self.stop, self.regenerate, self.clear], queue=False, **_PRIVATE)
-        self.clear.click(lambda: ([], [], ""), None, [self.log, self.base_log, self.status], **_PRIVATE)
+        self.clear.click(lambda: ([], [], _status_html("")), None, [self.log, self.base_log, self.status], **_PRIVATE)
         self.unload.click(self._unload, None, self.status, **_PRIVATE)
 
     @property
@@ -225,7 +225,7 @@ class ChatTab:
 
     def _choose(self, base: str | None, adapter: str | None, checkpoint: Any, compare: bool) -> list[Any]:
         """Updates for a LoRA that was just chosen, with its base model."""
-        problem = ""
+        problem = _status_html("")
         if adapter:
             try:
                 base = base_of(self._folders, find_run(self._folders, adapter))
@@ -290,8 +290,8 @@ def _control(name: str, told: dict[str, Any]) -> gr.Slider | gr.Number:
     """A slider where the setting has steps, else a box for a number."""
     common = {"value": told["default"], "label": told["title"], "info": told["description"], "elem_id": f"chat-{name}"}
     if "step" in told:
-        return gr.Slider(told["minimum"], told["maximum"], step=told["step"], min_width=220, buttons=[], **common)
-    return gr.Number(minimum=told["minimum"], maximum=told["maximum"], precision=0, min_width=220, **common)
+        return gr.Slider(told["minimum"], told["maximum"], step=told["step"], min_width=300, buttons=[], **common)
+    return gr.Number(minimum=told["minimum"], maximum=told["maximum"], precision=0, min_width=300, **common)
 
 
 def _shown(view: View) -> list[Any]:
