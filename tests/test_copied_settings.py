@@ -111,6 +111,7 @@ def test_what_graft_does_not_have_becomes_the_default_and_is_said(folders: Folde
 
 def test_plain_adapter_gives_its_lora_settings_and_base(folders: Folders) -> None:
     (folders.models / "small").mkdir()
+    (folders.models / "small" / "config.json").write_text("{}")
     config = {
         "base_model_name_or_path": "/home/somebody/models/small",
         "r": 8,

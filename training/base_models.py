@@ -20,7 +20,8 @@ def locate_base_model(folders: Folders, name: str) -> str:
         raise UserError("Base model: choose one.")
     if name.lower().endswith((".gguf", ".ggml", ".bin", ".safetensors")):
         raise UserError(
-            f"Base model: '{name}' is a single file; training needs the original Hugging Face folder of that model."
+            f"Base model: '{name}' is a single file, and a GGUF file can be run but not trained: "
+            "give the folder or the name of the original model on Hugging Face."
         )
     folder = folders.models / name
     # Not Path.is_dir, which raises for a name longer than the system allows.
@@ -56,9 +57,3 @@ def _check_folder(folder: Path) -> None:
             f"Base model: '{folder.name}' has no .safetensors weights. "
             "Only these are loaded, because other kinds can run code."
         )
-
-
-def recorded_base_model(folders: Folders, recorded: str) -> str:
-    """The name for the base-model box of what an adapter_config.json recorded: a folder in models/, or a Hub name."""
-    name = Path(recorded.replace("\\", "/")).name
-    return name if (folders.models / name).is_dir() else recorded

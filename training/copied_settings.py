@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from training.base_models import recorded_base_model
+from training.adapters import base_of
 from training.errors import SettingsError, UserError
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
 from training.runs import ADAPTER_CONFIG, SETTINGS_FILE, Run
@@ -101,7 +101,7 @@ def _from_adapter(folders: Folders, run: Run) -> dict[str, Any]:
     known = [m for m in get_args(TargetModule) if isinstance(modules, list) and m in modules]
     values = {
         "name": run.name,
-        "base_model": recorded_base_model(folders, str(config.get("base_model_name_or_path") or "")),
+        "base_model": base_of(folders, run) if config.get("base_model_name_or_path") else None,
         "lora_rank": config.get("r"),
         "lora_alpha": config.get("lora_alpha"),
         "lora_dropout": config.get("lora_dropout"),

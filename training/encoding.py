@@ -5,6 +5,7 @@ Labels are the ids where a token is trained and IGNORED elsewhere; the shift by 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -14,6 +15,8 @@ from training.errors import UserError
 from training.formats import Message, RowError
 
 IGNORED = -100  # what torch's cross entropy leaves out
+# Some models that can reason put this before an answer without thoughts. They have to write it, so it is trained too.
+_NO_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def _answer_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message], t
             raise _unknown_answers()
         turn = through[len(before) :].rstrip()
         answer = message["content"].strip()
-        if not turn.lstrip().startswith(answer):
+        if not (turn.lstrip().startswith(answer) or _NO_THOUGHT.sub("", turn).startswith(answer)):
             raise _unknown_answers()
         # White space after the end-of-turn token belongs to the layout; inside the answer it stays.
         spans.append((len(before), len(before) + max(len(turn), len(answer))))

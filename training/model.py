@@ -128,8 +128,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         raise UserError(f"There is no adapter in '{folder.name}'.")
     if not (folder / ADAPTER_WEIGHTS).is_file():  # else PEFT would look for a pickled one
         raise UserError(
-            f"The adapter in '{folder.name}' has no {ADAPTER_WEIGHTS}. Only these weights are loaded, because other kinds "
-            "can run code."
+            f"The adapter in '{folder.name}' has no {ADAPTER_WEIGHTS}. "
+            "Only these weights are loaded, because other kinds can run code."
         )
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)

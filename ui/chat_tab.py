@@ -40,6 +40,7 @@ EXAMPLES = (
 _PLACEHOLDER = "### Say something\nThe model is loaded with your first message and stays ready for the next."
 _BASE_PLACEHOLDER = "The base model answers here, so that you see what the LoRA has changed."
 STYLE = Path(__file__).parent / "static" / "chat.css"  # the page gives it to `launch`
+_UNCHANGED = [gr.skip()] * 7  # what `_shown` gives, when there is nothing to show
 _PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -119,7 +120,7 @@ class ChatTab:
             elem_id=elem_id,
             elem_classes="chat-log",
             placeholder=placeholder,
-            height="46vh",
+            height="42vh",
             min_height=320,
             min_width=300,
             render_markdown=False,
@@ -142,7 +143,6 @@ class ChatTab:
                 max_lines=8,
                 scale=8,
                 min_width=300,
-                autofocus=False,
                 elem_id="chat-message",
             )
             self.send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="chat-send")
@@ -196,13 +196,8 @@ class ChatTab:
 
     def refresh_on(self, *triggers: Any) -> None:
         """Look for new models and LoRAs at each of these events, such as `tab.select` and `page.load`."""
-        gr.on(
-            triggers,
-            self.updates,
-            [self.base, self.adapter, self.checkpoint, self.compare],
-            self.choice_outputs,
-            **_PRIVATE,
-        )
+        current = [self.base, self.adapter, self.checkpoint, self.compare]
+        gr.on(triggers, self.updates, current, self.choice_outputs, **_PRIVATE)
 
     def open_on(self, event: Any, adapter: Any, step: Any) -> Any:
         """After `event` (`button.click`, or `then` of another) choose the LoRA and step that these components hold."""
@@ -241,7 +236,8 @@ class ChatTab:
     def _answer(self, request: gr.Request, question: str, log: Log, base_log: Log, *form: Any) -> Iterator[list[Any]]:
         """The updates while a message is answered; an empty message box at once, so that the next can be typed."""
         for number, update in enumerate(self._views(request, question, log, base_log, form)):
-            yield [*update, "" if number == 0 and question.strip() else gr.skip()]
+            taken = number == 0 and question.strip() and update is not _UNCHANGED
+            yield [*update, "" if taken else gr.skip()]
 
     def _answer_again(self, request: gr.Request, log: Log, base_log: Log, *form: Any) -> Iterator[list[Any]]:
         """The updates while the last message is answered anew, on both sides if both were asked it."""
@@ -256,7 +252,8 @@ class ChatTab:
     ) -> Iterator[list[Any]]:
         session, stop = str(request.session_hash), threading.Event()
         if self._stops.setdefault(session, stop) is not stop:
-            return  # Enter was pressed while the last message is still being answered
+            yield _UNCHANGED  # Enter was pressed while the last message is still being answered
+            return
         base, adapter, checkpoint, precision, compare, system_prompt, *sampling = form
         choice = Choice(base, adapter, checkpoint, precision, compare, system_prompt, tuple(sampling))
         try:
