@@ -156,6 +156,12 @@ def test_stopping_ends_after_a_token_and_keeps_the_model(chat: Chat) -> None:
     assert answer(chat)
 
 
+def test_stopping_before_the_first_token(chat: Chat) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert last(chat.reply(BASE, HELLO, GREEDY, stop_event=stop)) == Reply("", "Stopped.")
+
+
 def test_walking_away_from_an_answer_frees_the_model_for_the_next(chat: Chat) -> None:
     replies = chat.reply(BASE, HELLO, Sampling(max_tokens=200))
     next(replies)

@@ -64,7 +64,9 @@ def _run(folders: Folders, **files: Any) -> Run:
 
 
 def test_every_setting_of_an_own_run_comes_back(folders: Folders) -> None:
-    asked = parse({"name": "pirate", "dataset": "a.json", "learning_rate": 1e-5, "target_modules": ["q_proj", "up_proj"]})
+    asked = parse(
+        {"name": "pirate", "dataset": "a.json", "learning_rate": 1e-5, "target_modules": ["q_proj", "up_proj"]}
+    )
     run = _run(folders)
     run.write_settings(asked)
     assert copy_settings(folders, run).settings == asked
@@ -89,7 +91,10 @@ def test_old_page_settings_are_translated(folders: Folders) -> None:
 
 
 def test_old_page_without_ticks_trained_two_modules(folders: Folders) -> None:
-    assert copy_settings(folders, _run(folders, training_parameters=OLD)).settings.target_modules == ["q_proj", "v_proj"]
+    assert copy_settings(folders, _run(folders, training_parameters=OLD)).settings.target_modules == [
+        "q_proj",
+        "v_proj",
+    ]
 
 
 def test_old_page_raw_text(folders: Folders) -> None:

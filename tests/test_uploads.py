@@ -45,7 +45,12 @@ def test_same_name_never_replaces_and_same_content_is_stored_once(folders: Folde
 
 @pytest.mark.parametrize(
     ("name", "stored"),
-    [("..json", "data.json"), ("<b>.json", "b.json"), ("čaj 1.json", "čaj 1.json"), ("a" * 200 + ".json", "a" * 60 + ".json")],
+    [
+        ("..json", "data.json"),
+        ("<b>.json", "b.json"),
+        ("čaj 1.json", "čaj 1.json"),
+        ("a" * 200 + ".json", "a" * 60 + ".json"),
+    ],
 )
 def test_odd_names_become_safe_ones(folders: Folders, tmp_path: Path, name: str, stored: str) -> None:
     source = _upload(tmp_path, "plain.json", ROWS)

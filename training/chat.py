@@ -250,7 +250,7 @@ def _summary(prompt: Prompt, answer: Answer, stopped: bool) -> str:
     if stopped and not answer.ended:
         parts.insert(0, "Stopped.")
     elif not answer.ended:
-        parts.append("It was cut off there: raise the longest answer for more.")
+        parts.append("It was cut off there: raise Max tokens for more.")
     if count := prompt.turns_left_out:
         many = "turn was" if count == 1 else f"{count} turns were"
         parts.append(f"The model reads {prompt.context:,} tokens at once, so the oldest {many} left out.")

@@ -36,8 +36,8 @@ class Sampling(BaseModel):
     )
     max_tokens: int = Field(
         default=256,
-        title="Longest answer",
-        description="In tokens; a token is a short word or a part of one.",
+        title="Max tokens",
+        description="The longest answer; a token is a short word or a part of one.",
         ge=1,
         le=4096,
         json_schema_extra={"step": 1},

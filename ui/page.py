@@ -11,6 +11,7 @@ from training.chat import Chat
 from training.paths import Folders
 from ui.chart import static_paths
 from ui.chat_log import FINAL
+from ui.chat_tab import STYLE as CHAT_STYLE
 from ui.chat_tab import ChatTab, build_chat_tab
 from ui.monitor import Histories
 from ui.training_tab import TrainingTab
@@ -83,7 +84,7 @@ def launch_options() -> dict[str, Any]:
             block_title_text_color_dark="*body_text_color",
             block_title_padding="0",
         ),
-        "css_paths": [_STATIC / "page.css"],
+        "css_paths": [_STATIC / "page.css", CHAT_STYLE],
         "head": (_STATIC / "head.html").read_text(encoding="utf-8"),
         "footer_links": [],
         "ssr_mode": False,

@@ -1,0 +1,252 @@
+"""The main job in a real browser, from the first visit to the chat, with real trainings on the starter."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from peft import PeftModel
+from playwright.sync_api import Page, expect
+from transformers import AutoModelForCausalLM
+
+from tests.server import Server, running_server
+from training.paths import Folders
+from training.runs import Run, Status
+
+if TYPE_CHECKING:
+    from tests.conftest import Visit
+
+pytestmark = pytest.mark.browser
+
+SECOND = 1000  # milliseconds
+PREPARED = 90 * SECOND  # importing torch and loading the starter, on a busy machine
+TRAINED = 300 * SECOND
+WARRANTY = "Hello, I would like to speak to you about your car's extended warranty"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("graft")
+    folders = Folders(datasets=root / "datasets", loras=root / "loras")
+    folders.make()
+    for name in ("car_warranty.json", "lighthouse_keeper.txt"):
+        shutil.copy(Folders.datasets / name, folders.datasets / name)
+    with running_server(folders, root / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def page(server: Server, visit: Callable[..., Visit]) -> Iterator[Page]:
+    """A first visit; afterwards nothing may have been asked of another host, and no error may stand in the console."""
+    seen = visit(server.url, viewport={"width": 1440, "height": 1000})
+    expect(seen.page.locator("#start button, button#start")).to_be_enabled(timeout=60 * SECOND)
+    yield seen.page
+    seen.assert_clean()
+
+
+def _setting(page: Page, name: str) -> Any:
+    return page.locator(f"#setting-{name} input").first
+
+
+def _fill(page: Page, **values: Any) -> None:
+    """Type values into the form's boxes, opening the accordions that hide them."""
+    for name, value in values.items():
+        box = _setting(page, name)
+        if not box.is_visible():
+            for title in ("Evaluation", "Advanced"):
+                page.get_by_role("button", name=re.compile(f"^{title}")).click()
+        box.fill(str(value))
+        box.blur()
+
+
+def _start(page: Page) -> None:
+    page.locator("#start").click()
+    expect(page.locator("#form-message")).to_contain_text("has started", timeout=30 * SECOND)
+
+
+def _status(page: Page) -> Any:
+    return page.locator("#monitor-status")
+
+
+def _points(page: Page) -> int:
+    """Points of the training curve that the chart really drew."""
+    return int(page.evaluate("(document.querySelector('#monitor .plot')?.data ?? [{x: []}])[0].x.length"))
+
+
+def _wait_for_points(page: Page, count: int) -> None:
+    page.wait_for_function(
+        f"(document.querySelector('#monitor .plot')?.data ?? [{{x: []}}])[0].x.length >= {count}", timeout=PREPARED
+    )
+
+
+def test_first_visit_trains_and_the_chat_shows_the_difference(server: Server, page: Page) -> None:
+    """Everything at its default: click Start, wait, chat with base and adapter side by side."""
+    _start(page)
+    expect(_status(page)).to_contain_text("Training", timeout=PREPARED)
+    _wait_for_points(page, 3)
+    expect(page.locator("#monitor-checkpoints")).to_contain_text("checkpoint-", timeout=TRAINED)
+    expect(_status(page)).to_contain_text("Done", timeout=TRAINED)
+    run = Run(server.folders.loras / "my-first-lora")
+    assert run.state().status is Status.DONE
+    receipt = json.loads(run.receipt_file.read_text())
+    assert receipt["total_steps"] == _points(page)
+
+    page.locator("#monitor-chat").click()
+    page.locator("#chat-compare input").check()
+    page.locator("#chat-message textarea").fill(WARRANTY)
+    page.locator("#chat-send").click()
+    adapter, base = page.locator("#chat-log"), page.locator("#chat-log-base")
+    expect(adapter).to_contain_text("extended warranty", timeout=PREPARED)
+    expect(page.locator("#chat-send")).to_be_visible(timeout=PREPARED)
+    assert "extended warranty" in _last_answer(adapter)
+    assert _last_answer(base)
+    assert "extended warranty" not in _last_answer(base)
+
+
+def _last_answer(log: Any) -> str:
+    return str(log.locator(".bot").last.inner_text())
+
+
+def test_upload_stop_refresh_continue_and_copy(
+    server: Server, page: Page, visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    """A run on an uploaded file lives through a reload, a second page, a stop and a continuation."""
+    rows = json.loads((Folders.datasets / "car_warranty.json").read_text())
+    upload = tmp_path / "my rows.json"
+    upload.write_text(json.dumps(rows[:24]))
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload-dataset").click()
+    chooser.value.set_files(upload)
+    expect(page.locator("#form-message")).to_contain_text("my rows.json is stored")
+    expect(_setting(page, "dataset")).to_have_value("my rows.json")
+
+    _fill(page, name="uploaded", epochs="40", learning_rate="1e-3", batch_size="8", save_every="5", evaluate_every="5")
+    _start(page)
+    _wait_for_points(page, 6)
+    expect(page.locator("#monitor-checkpoints")).to_contain_text("checkpoint-5", timeout=PREPARED)
+
+    page.reload()
+    _wait_for_points(page, 7)
+    expect(_status(page)).to_contain_text("uploaded")
+    expect(_setting(page, "name")).to_have_value("uploaded")  # what was typed is there after a reload
+    expect(_setting(page, "learning_rate")).to_have_value("1e-3")
+    second = visit(server.url).page
+    expect(_status(second)).to_contain_text("uploaded", timeout=PREPARED)
+
+    page.locator("#monitor-stop").click()
+    expect(_status(page)).to_contain_text("Stopped and saved", timeout=PREPARED)
+    expect(_status(second)).to_contain_text("Stopped and saved", timeout=PREPARED)
+    run = Run(server.folders.loras / "uploaded")
+    stopped_at = run.checkpoints()[-1].step
+    assert 5 <= stopped_at < 100
+    _load_plainly(run.folder)
+
+    page.locator("#monitor-continue").click()
+    _wait_for_points(page, stopped_at + 2)
+    page.locator("#monitor-stop").click()
+    expect(_status(page)).to_contain_text("Stopped and saved", timeout=PREPARED)
+    assert run.checkpoints()[-1].step > stopped_at
+
+    fresh = visit(server.url).page
+    expect(_setting(fresh, "name")).to_have_value("my-first-lora", timeout=60 * SECOND)
+    fresh.locator("#copy-from input").click()
+    fresh.get_by_role("option", name="uploaded", exact=True).click()
+    expect(_setting(fresh, "name")).to_have_value("uploaded")
+    expect(_setting(fresh, "dataset")).to_have_value("my rows.json")
+    expect(_setting(fresh, "learning_rate")).to_have_value("0.001")
+    expect(_setting(fresh, "save_every")).to_have_value("5")
+
+
+def _load_plainly(folder: Path) -> None:
+    """The adapter loads outside the project's code and does something."""
+    base = AutoModelForCausalLM.from_pretrained(Folders.models / "starter", dtype=torch.float32)
+    ids = torch.tensor([[5, 6, 7]])
+    before = base(ids).logits
+    assert not torch.equal(before, PeftModel.from_pretrained(base, str(folder))(ids).logits)
+
+
+def test_raw_text_is_uploaded_and_trained_without_the_page(
+    server: Server, visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    """The browser is closed as soon as the training began; it goes on, and a new page shows it."""
+    seen = visit(server.url, viewport={"width": 800, "height": 1000})
+    page = seen.page
+    expect(page.locator("#start")).to_be_enabled(timeout=60 * SECOND)
+    page.get_by_role("tab", name="Raw text file").click()
+    text = tmp_path / "story.txt"
+    text.write_text((Folders.datasets / "lighthouse_keeper.txt").read_text()[:6000])
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload-text").click()
+    chooser.value.set_files(text)
+    expect(_setting(page, "raw_text")).to_have_value("story.txt")
+    _fill(
+        page, name="story", epochs="2", batch_size="4", cutoff_length="128", overlap_length="32", held_out_share="0.2"
+    )
+    _start(page)
+    page.context.close()
+
+    later = visit(server.url).page
+    expect(_status(later)).to_contain_text("Done", timeout=TRAINED)
+    run = Run(server.folders.loras / "story")
+    receipt = json.loads(run.receipt_file.read_text())
+    assert receipt["data"][0]["format"] == "raw text"
+    losses = [json.loads(line) for line in run.events_file.read_text().splitlines()]
+    evaluations = [event["loss"] for event in losses if event["type"] == "evaluation"]
+    assert evaluations[-1] < evaluations[0]
+    seen.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"name": ""}, "Name: type a name"),
+        ({"name": "../../etc"}, "Name: "),
+        ({"learning_rate": "fast"}, "Learning rate: 'fast' is not a number"),
+        ({"batch_size": "2", "micro_batch_size": "4"}, "Micro-batch size: 4 is more than the batch size of 2"),
+        ({"epochs": ""}, "Epochs: it is empty"),
+        ({"base_model": "no-such-folder"}, "Base model: there is no folder 'no-such-folder'"),
+        ({"base_model": "some.gguf"}, "GGUF"),
+        ({"dataset": "gone.json"}, "gone.json"),
+    ],
+)
+def test_wrong_input_is_a_sentence_and_nothing_is_lost(
+    server: Server, page: Page, values: dict[str, str], says: str
+) -> None:
+    before = sorted(path.name for path in server.folders.loras.iterdir())
+    _fill(page, lora_rank="12", **values)
+    page.locator("#start").click()
+    expect(page.locator("#form-message")).to_contain_text(says, timeout=30 * SECOND)
+    expect(_setting(page, "lora_rank")).to_have_value("12")
+    assert sorted(path.name for path in server.folders.loras.iterdir()) == before
+
+
+def test_wrong_upload_is_a_sentence(server: Server, page: Page, tmp_path: Path) -> None:
+    bad = tmp_path / "broken.json"
+    bad.write_text('[{"instruction": "a", "output": "b"}')
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload-dataset").click()
+    chooser.value.set_files(bad)
+    expect(page.locator("#form-message")).to_contain_text("broken.json is not valid JSON")
+    assert not (server.folders.datasets / "broken.json").exists()
+
+
+def test_preset_fills_the_form_and_switches_the_kind_of_data(page: Page) -> None:
+    page.locator("#preset input").click()
+    page.get_by_role("option", name="Raw text", exact=True).click()
+    expect(_setting(page, "lora_rank")).to_have_value("32")
+    expect(_setting(page, "raw_text")).to_be_visible()
+    expect(_setting(page, "raw_text")).to_have_value("lighthouse_keeper.txt")
+
+
+def test_all_linear_gives_way_to_a_single_module(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("^Target modules")).click()
+    modules = page.locator("#setting-target_modules")
+    modules.get_by_label("q_proj").check()
+    expect(modules.get_by_label("all-linear")).not_to_be_checked()
+    expect(modules.get_by_label("q_proj")).to_be_checked()
