@@ -1,4 +1,4 @@
-"""A base model of a few thousand random weights and a tokenizer whose tokens are bytes: real, offline and fast."""
+"""A base model of some random weights and a tokenizer whose tokens are bytes: real, offline and fast."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ FORGETFUL = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+# Others put an empty thought before the last answer, as Qwen3 does.
+THOUGHTFUL = CHATML.replace(
+    "message['content'] +",
+    "('<think>\n\n</think>\n\n' if loop.last and message['role'] == 'assistant' else '') + message['content'] +",
+)
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "alpaca": None}
 END = {"chatml": "<|im_end|>", "llama3": "<|eot|>", "alpaca": "<|im_end|>"}  # what ends an answer in each
 _SPECIAL = "<|pad|> <|im_start|> <|im_end|> <|begin|> <|head|> <|/head|> <|eot|>".split()
@@ -59,8 +64,8 @@ def make_model(vocabulary: int, *, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,  # what 4-bit on the CPU needs at least
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

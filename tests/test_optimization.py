@@ -1,0 +1,108 @@
+"""Every optimizer and every schedule that can be chosen, for short and long trainings."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+
+from tests.tiny import make_model, make_settings
+from training.errors import UserError
+from training.optimization import make_optimizer, make_scheduler, warmup_steps
+from training.settings import Optimizer, Scheduler
+
+RATE = 3e-4
+GPU_ONLY = [name for name in get_args(Optimizer) if name.startswith("paged")]
+
+
+def rates(total_steps: int, **changes: object) -> list[float]:
+    """The learning rate of each step."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=float(str(changes.get("learning_rate", RATE))))
+    scheduler = make_scheduler(optimizer, make_settings(**changes), total_steps)
+    result = []
+    for _ in range(total_steps):
+        result.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step()
+    return result
+
+
+@pytest.mark.parametrize("name", get_args(Scheduler))
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 50])
+@pytest.mark.parametrize("warmup", [0, 0.1, 0.999, 1000])
+def test_every_schedule_gives_sound_rates(name: str, total_steps: int, warmup: float) -> None:
+    found = rates(total_steps, scheduler=name, warmup=warmup)
+    assert all(math.isfinite(rate) and 0 <= rate <= RATE * 1.0001 for rate in found)
+    # A training of one step must learn something too.
+    assert max(found) > 0
+
+
+@pytest.mark.parametrize("name", sorted(set(get_args(Scheduler)) - {"constant", "reduce_lr_on_plateau"}))
+def test_warm_up_rises_to_the_learning_rate(name: str) -> None:
+    found = rates(100, scheduler=name, warmup=10)
+    assert found[0] < found[5] < found[9] and max(found) == pytest.approx(RATE)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "polynomial"])
+def test_decay_to_nothing(name: str) -> None:
+    found = rates(100, scheduler=name, warmup=0)
+    assert found == sorted(found, reverse=True)
+    assert found[0] == RATE and found[-1] < RATE / 50
+
+
+def test_cosine_by_hand() -> None:
+    found = rates(20, scheduler="cosine", warmup=0)
+    assert found == pytest.approx([RATE * 0.5 * (1 + math.cos(math.pi * n / 20)) for n in range(20)])
+
+
+@pytest.mark.parametrize("name", ["cosine_with_min_lr", "cosine_warmup_with_min_lr"])
+def test_decay_to_a_tenth(name: str) -> None:
+    assert rates(200, scheduler=name)[-1] == pytest.approx(RATE / 10, rel=0.01)
+
+
+def test_last_fifth_of_warmup_stable_decay_decays() -> None:
+    found = rates(100, scheduler="warmup_stable_decay", warmup=0)
+    assert found[79] == RATE and found[85] < RATE and found[-1] < RATE / 50
+
+
+def test_polynomial_takes_a_very_low_rate() -> None:
+    assert rates(10, scheduler="polynomial", warmup=0, learning_rate=1e-8)[0] == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"), [(0, 100, 0), (0.1, 100, 10), (0.1, 15, 2), (0.1, 1, 0), (5, 100, 5), (500, 100, 99)]
+)
+def test_warmup_steps(warmup: float, total: int, steps: int) -> None:
+    assert warmup_steps(make_settings(warmup=warmup), total) == steps
+
+
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_every_optimizer_makes_a_step_or_says_why_not(name: str) -> None:
+    model = make_model(263)
+    model.requires_grad_(False)
+    trained = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    trained.requires_grad_(True)
+    before = trained.detach().clone()
+    settings = make_settings(optimizer=name, learning_rate=1e-3)
+    if name in GPU_ONLY and not torch.cuda.is_available():
+        with pytest.raises(UserError, match="there is no GPU: choose adamw_torch"):
+            make_optimizer(model, settings)
+        return
+    optimizer = make_optimizer(model, settings)
+    assert [p for group in optimizer.param_groups for p in group["params"]] == [trained]
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+        optimizer.step()
+    moved = (trained - before).abs().max().item()
+    assert math.isfinite(moved) and moved > 0
+
+
+def test_weight_decay_is_handed_on() -> None:
+    optimizer = make_optimizer(make_model(263), make_settings(weight_decay=0.25))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.25

@@ -1,0 +1,119 @@
+"""The worker's own words about how a run ended. Its life in a process of its own is in test_supervisor.py."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from tests.tiny import add_base, add_dataset, make_folders, make_settings
+from training import pipeline, worker
+from training.errors import UserError
+from training.events import Note
+from training.paths import Folders
+from training.runs import EventReader, Run, Status, create_run
+from training.worker import cause_in_words
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UserError("Say this."), "Say this."),
+        (MemoryError(), "Memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "Lower the micro-batch size first"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), "Memory ran out"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
+        (OSError(errno.EACCES, "Permission denied"), "unexpected error ended the training (PermissionError"),
+        (KeyError("x"), "(KeyError: 'x'). The log below tells more."),
+    ],
+)
+def test_cause_in_words(error: Exception, words: str) -> None:
+    assert words in cause_in_words(error)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    # What the worker does to its process must not stay with the tests.
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    made = make_folders(tmp_path)
+    add_base(made)
+    add_dataset(made)
+    return made
+
+
+def work(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> int:
+    arguments = ["--models-dir", str(folders.models), "--datasets-dir", str(folders.datasets)]
+    monkeypatch.setattr(sys, "argv", ["worker", str(run.folder), *arguments])
+    return worker.main()
+
+
+def test_run_to_its_end(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(folders, make_settings(epochs=1))
+    assert work(folders, run, monkeypatch) == 0
+    assert run.state().status is Status.DONE and run.has_adapter()
+
+
+def test_stopped_run(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(folders, make_settings())
+    run.request_stop()
+    assert work(folders, run, monkeypatch) == 0
+    assert run.state().status is Status.STOPPED
+
+
+@pytest.mark.parametrize("error", [UserError("The reason."), RuntimeError("odd")])
+def test_failed_run_leaves_its_cause(folders: Folders, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(pipeline, "train_run", fail)
+    run = create_run(folders, make_settings())
+    assert work(folders, run, monkeypatch) == 1
+    state = run.state()
+    assert state.status is Status.FAILED and state.cause == cause_in_words(error)
+    (note,) = EventReader(run).read_new()
+    assert isinstance(note, Note) and (note.level, note.text) == ("error", state.cause)
+
+
+def test_signals_ask_for_a_stop(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(worker.signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(pipeline, "train_run", lambda *_: True)
+    run = create_run(folders, make_settings())
+    work(folders, run, monkeypatch)
+    assert set(handlers) == {signal.SIGTERM, signal.SIGINT}
+    handlers[signal.SIGTERM](signal.SIGTERM, None)
+    assert run.stop_requested()
+
+
+def test_receipt_says_what_ran(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_dataset(folders, [{"question": f"Q{n}", "answer": "yes" if n else ""} for n in range(11)])
+    run = create_run(folders, make_settings(held_out_share=0.2, batch_size=4, micro_batch_size=2, warmup=1))
+    assert work(folders, run, monkeypatch) == 0, run.state().cause
+    receipt = json.loads(run.receipt_file.read_text())
+    assert receipt["settings"] == make_settings(warmup=1).model_dump(mode="json")
+    assert (receipt["train_examples"], receipt["evaluation_examples"]) == (8, 2)
+    assert (receipt["steps_per_epoch"], receipt["total_steps"], receipt["warmup_steps"]) == (2, 4, 1)
+    assert receipt["gradient_accumulation"] == 2
+    assert receipt["data"][0]["rows_read"] == 11
+    assert receipt["data"][0]["dropped"] == [{"row": 1, "reason": "'answer' is missing or empty"}]
+    assert len(receipt["data"][0]["sha256"]) == 64
+    # "yes" and the end token of each, but not the question.
+    assert receipt["trained_tokens_per_epoch"] == 8 * 4
+    assert receipt["tokens_per_epoch"] > receipt["trained_tokens_per_epoch"]
+    # Rank 4 on two layers of a model 64 wide, 128 within, and 32 for keys and values.
+    widths = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]
+    assert receipt["trainable_parameters"] == 2 * 4 * sum(a + b for a, b in widths)
+    assert receipt["end_token"] == "<|im_end|>" and "im_start" in receipt["chat_template"]
+    assert receipt["packages"]["torch"] == torch.__version__
+    notes = [e for e in EventReader(run).read_new() if isinstance(e, Note)]
+    assert [(n.level, n.text) for n in notes] == [
+        ("warning", "1 of 11 rows of pairs.json were dropped: 'answer' is missing or empty (row 1)")
+    ]
