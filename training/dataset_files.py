@@ -62,6 +62,8 @@ def _json_list(text: str, file_name: str) -> list[Any]:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:
+            return _json_lines(text, file_name)  # a row a line, as many files are that are called .json
         raise UserError(
             f"{file_name} is not valid JSON: {error.msg} at line {error.lineno:,}, column {error.colno:,}."
         ) from None

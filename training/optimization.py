@@ -14,6 +14,7 @@ from training.settings import Settings
 
 # What these schedules need besides the number of steps; the share of the highest rate that is left at the end.
 _FINAL_RATE_SHARE = 0.1
+_RESTART_CYCLES = 3  # one alone would be the plain cosine
 _WARMUP_STABLE_DECAY_SHARE = 0.2  # of all steps are spent on the decay
 
 
@@ -49,6 +50,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
         specific["min_lr_rate"] = _FINAL_RATE_SHARE
     if settings.scheduler == "warmup_stable_decay":
         specific["num_decay_steps"] = max(1, round(total_steps * _WARMUP_STABLE_DECAY_SHARE))
+    if settings.scheduler == "cosine_with_restarts":
+        specific["num_cycles"] = _RESTART_CYCLES
     if settings.scheduler == "polynomial":
         specific["lr_end"] = 0.0  # its own is 1e-7, which a very low learning rate is not above
     if settings.scheduler == "inverse_sqrt":

@@ -47,7 +47,8 @@ def safe_name(text: str, what: str = "The name") -> str:
         raise UserError(f"{what} is empty: type a short name, for example my-first-lora.")
     if len(name.encode(errors="replace")) > MAX_NAME_LENGTH:
         raise UserError(f"{what} is too long: use at most {MAX_NAME_LENGTH} letters.")
-    wrong = sorted({c for c in name if not (c.isalnum() or c in " ._-")})
+    # Marks belong to the letters of many scripts, Hindi and Thai among them.
+    wrong = sorted({c for c in name if not (c.isalnum() or c in " ._-" or unicodedata.category(c) in ("Mn", "Mc"))})
     if wrong:
         shown = " ".join(c if c.isprintable() else repr(c) for c in wrong)
         raise UserError(

@@ -12,7 +12,7 @@ from training.base_models import locate_base_model
 from training.checkpoints import save_result
 from training.events import Note
 from training.paths import Folders, write_atomically
-from training.receipt import make_receipt
+from training.receipt import data_has_changed, make_receipt
 from training.runs import Checkpoint, Run, Status
 from training.settings import Settings
 from training.trainer import Trainer
@@ -32,6 +32,10 @@ def train_run(run: Run, folders: Folders) -> bool:
     checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
     lora = _load_model(settings, source, checkpoint)
     trainer = Trainer(run, settings, lora, prepared, int(tokenizer.pad_token_id))
+    if checkpoint and data_has_changed(run, prepared):
+        run.append(
+            Note(level="warning", text="The data has changed since this run began: it goes on with the new data.")
+        )
     receipt = make_receipt(settings, lora, tokenizer, prepared, trainer.schedule)
     receipt.continued_from_step = checkpoint.step if checkpoint else None
     write_atomically(run.receipt_file, receipt.model_dump_json(indent=2))

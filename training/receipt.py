@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from training.data import PreparedData
 from training.model import compute_dtype
 from training.optimization import warmup_steps
+from training.runs import Run
 from training.settings import Settings
 from training.trainer import Schedule
 
@@ -46,6 +47,15 @@ class Receipt(BaseModel):
     device: str
     python: str
     packages: dict[str, str]
+
+
+def data_has_changed(run: Run, prepared: PreparedData) -> bool:
+    """Whether the files differ from those in the receipt of the run's beginning."""
+    try:
+        before = Receipt.model_validate_json(run.receipt_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError):
+        return False  # nothing is known about the beginning
+    return [source["sha256"] for source in before.data] != [source.sha256 for source in prepared.sources]
 
 
 def make_receipt(

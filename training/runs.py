@@ -268,8 +268,10 @@ def continue_run(run: Run, settings: Settings) -> Run:
             f"'{run.name}' was begun with other settings ({', '.join(differing)}): copy its settings to continue it, "
             "or choose 'new version'."
         )
-    if state.status is Status.DONE and settings.epochs <= before.epochs:
-        raise UserError(f"'{run.name}' is done with its {before.epochs:g} epochs: raise Epochs to train it further.")
+    ended_by_loss = before.stop_at_loss > 0 and settings.stop_at_loss < before.stop_at_loss
+    if state.status is Status.DONE and settings.epochs <= before.epochs and not ended_by_loss:
+        also = " and lower Stop at loss" if before.stop_at_loss else ""
+        raise UserError(f"'{run.name}' is done as it was asked: raise Epochs{also} to train it further.")
     run.withdraw_stop()
     run.write_settings(settings)
     run.set_state(Status.QUEUED)

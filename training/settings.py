@@ -248,7 +248,8 @@ class Settings(BaseModel):
     warmup: float = setting(
         0.1,
         "Warm-up",
-        "The learning rate rises from 0 at the start. Below 1: a share of all steps; 1 and above: that many steps.",
+        "The learning rate rises from 0 at the start. Below 1: a share of all steps; 1 and above: that many steps. "
+        "The schedules constant and reduce_lr_on_plateau have none.",
         Group.ADVANCED,
         ge=0,
     )

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,16 @@ class Schedule:
     def batch(self, step: int) -> list[int]:
         """Numbers of the examples of `step`, counted from 0; an epoch's last batch may be smaller."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = list(range(self.examples))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        order = _shuffled(self.examples, f"{self.seed}/{epoch}")
         return order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+@lru_cache(maxsize=1)
+def _shuffled(count: int, seed: str) -> list[int]:
+    """The numbers below `count` in an order that only the seed decides; kept, because a whole epoch asks for it."""
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 class Trainer:
