@@ -8,11 +8,12 @@ import socket
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent
+from training.errors import UserError
+from training.paths import Folders
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; made without any other package, so that --help always works."""
+    """The command line; --help works before anything is installed, so nothing but the standard library is needed."""
     parser = argparse.ArgumentParser(
         prog="start.py",
         description="Graft: train LoRA adapters in the browser.",
@@ -22,9 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=7860, help="port to serve on")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's servers")
     parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser window")
-    parser.add_argument("--models-dir", type=Path, default=PROJECT / "models", help="folder of the base models")
-    parser.add_argument("--datasets-dir", type=Path, default=PROJECT / "datasets", help="folder of the data files")
-    parser.add_argument("--loras-dir", type=Path, default=PROJECT / "loras", help="folder the LoRAs are saved in")
+    parser.add_argument("--models-dir", type=Path, default=Folders.models, help="folder of the base models")
+    parser.add_argument("--datasets-dir", type=Path, default=Folders.datasets, help="folder of the data files")
+    parser.add_argument("--loras-dir", type=Path, default=Folders.loras, help="folder the LoRAs are saved in")
     return parser
 
 
@@ -38,8 +39,6 @@ def main() -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-    from training.errors import UserError
-    from training.paths import Folders
     from ui.page import build_page, launch_options
 
     folders = Folders(

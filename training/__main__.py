@@ -16,7 +16,7 @@ from training.errors import UserError
 from training.events import Note
 from training.history import History
 from training.paths import Folders
-from training.presets import load_presets
+from training.presets import load_presets, values_of
 from training.runs import EventReader, Run, Status, find_run
 from training.settings import SettingInfo, describe, parse
 
@@ -87,7 +87,7 @@ def _starting_values(folders: Folders, preset: str, earlier: str) -> dict[str, A
         by_label = {p.label: p for p in presets}
         if preset not in by_label:
             raise UserError(f"There is no preset '{preset}': choose one of {', '.join(by_label)}.")
-        values |= by_label[preset].settings
+        values |= values_of(by_label[preset])
     return values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from training.errors import UserError
@@ -56,6 +58,7 @@ class Resumable:
         """Take up what `state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self._take_rate_of_the_new_schedule()
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["torch_random"])
@@ -64,12 +67,19 @@ class Resumable:
         version, python_state, gauss = state["python_random"]
         random.setstate((version, tuple(python_state), gauss))
 
+    def _take_rate_of_the_new_schedule(self) -> None:
+        """With more epochs the schedule is another from here on; the optimizer came back with the old one's rate."""
+        if isinstance(self.scheduler, LambdaLR):
+            step = self.scheduler.last_epoch
+            for group, base, share in zip(
+                self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * share(step)
 
-def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: Progress) -> Checkpoint:
+
+def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: Progress) -> None:
     """Write checkpoint-<step>; raises UserError when the disk is full."""
     folder = run.folder / f"checkpoint-{progress.step}"
-    if folder.exists():
-        return Checkpoint(progress.step, folder)
     _check_room(run.folder, 4 * _adapter_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
     with _whole_folder(folder) as partial:
         _save_adapter(model, partial)
@@ -77,7 +87,6 @@ def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: 
         with (partial / _STATE_FILE).open("wb") as file:
             torch.save(resumable.state(), file)
         (partial / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
-    return Checkpoint(progress.step, folder)
 
 
 def load_checkpoint(checkpoint: Checkpoint, resumable: Resumable) -> Progress:
@@ -108,6 +117,7 @@ def save_result(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) 
     shutil.rmtree(partial, ignore_errors=True)
     _save_adapter(model, partial)
     tokenizer.save_pretrained(str(partial))
+    _flush(partial)
     # The config goes last: readers take a folder without it for one without an adapter.
     for file in sorted(partial.iterdir(), key=lambda p: p.name == ADAPTER_CONFIG):
         if file.is_dir():  # a folder, such as that of a tokenizer's further templates, replaces no full one
@@ -131,9 +141,18 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _flush(partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # half a checkpoint must not fill the disk up
+
+
+def _flush(folder: Path) -> None:
+    """Have the files really on the disk before their names say so: a power cut must not leave empty ones behind."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
 
 
 def _adapter_bytes(model: PeftModel) -> int:

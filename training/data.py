@@ -67,7 +67,10 @@ def add_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Give a tokenizer without a chat template the Alpaca one; returns a sentence about it, or an empty one."""
     if tokenizer.chat_template:
         return ""
-    tokenizer.chat_template = _FALLBACK_TEMPLATE.read_text(encoding="utf-8")
+    # A model that begins every text with a start token does badly without it.
+    starts = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    template = _FALLBACK_TEMPLATE.read_text(encoding="utf-8")
+    tokenizer.chat_template = "{{- bos_token -}}" + template if starts else template
     return "The base model has no chat template: the Alpaca template is used, and saved with the LoRA."
 
 
@@ -104,18 +107,14 @@ def _evaluation_examples(
 
 
 def _prepare_text(path: Path, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Chunks of the file's documents. What is held out is whole documents, or the end of the only one."""
+    """Chunks of the file's documents, those held out apart."""
     documents = raw_text.split_documents(read_text(path), settings.hard_cut_string)
     if not documents:
         raise UserError(f"{path.name} holds no text beside its hard-cut strings: choose another file or string.")
     source = Source(path.name, _sha256(path), "raw text", rows_read=len(documents))
     held_out: list[raw_text.Document] = []
     if settings.held_out_share and not settings.evaluation_file:
-        if len(documents) > 1:
-            documents, held_out = _divide(documents, settings.held_out_share, settings.seed)
-        else:
-            head, tail = raw_text.hold_out_tail(documents[0], settings.held_out_share)
-            documents, held_out = [head], [tail] if tail else []
+        documents, held_out = raw_text.hold_out(documents, settings.held_out_share, settings.seed)
     return PreparedData(
         [chunk for document in documents for chunk in raw_text.encode_document(tokenizer, document, settings)],
         [chunk for document in held_out for chunk in raw_text.encode_document(tokenizer, document, settings)],

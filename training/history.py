@@ -32,7 +32,14 @@ class History:
             case CheckpointSaved():
                 self.checkpoints.append(event)
             case Note():
-                self.notes.append(event)
+                if event.text not in {note.text for note in self.notes}:  # a continued run says it again
+                    self.notes.append(event)
+
+    def copy(self) -> History:
+        """The story as it is now, which the events to come do not change."""
+        return History(
+            list(self.steps), list(self.evaluations), list(self.checkpoints), list(self.notes), self.total_steps
+        )
 
     def _forget_after(self, step: int) -> None:
         """A run that goes on from a checkpoint does the steps after it once more."""

@@ -35,7 +35,7 @@ def compute_dtype() -> torch.dtype:
     """bfloat16 where the GPU has it, float16 on older GPUs, float32 on the CPU, where the short types are slower."""
     if not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -133,7 +133,11 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         )
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)
-    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(
+            f"The adapter in '{folder.name}' is damaged: delete the folder {folder} and use an earlier checkpoint."
+        ) from error
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         log.error("loading the adapter %s failed", folder, exc_info=error)

@@ -26,7 +26,11 @@ def make_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.Op
         )
     with tempfile.TemporaryDirectory() as unused:  # TrainingArguments insists on a folder; nothing is written there
         arguments = TrainingArguments(
-            output_dir=unused, optim=settings.optimizer, learning_rate=settings.learning_rate, report_to="none"
+            output_dir=unused,
+            optim=settings.optimizer,
+            learning_rate=settings.learning_rate,
+            report_to="none",
+            use_cpu=not torch.cuda.is_available(),  # else accelerate would take Apple's GPU, and model.py does not
         )
         try:
             optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
@@ -52,6 +56,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
         specific["num_decay_steps"] = max(1, round(total_steps * _WARMUP_STABLE_DECAY_SHARE))
     if settings.scheduler == "cosine_with_restarts":
         specific["num_cycles"] = _RESTART_CYCLES
+    if settings.scheduler == "reduce_lr_on_plateau":
+        specific.update(factor=0.5, patience=1)  # its own patience of 10 evaluations outlasts most trainings
     if settings.scheduler == "polynomial":
         specific["lr_end"] = 0.0  # its own is 1e-7, which a very low learning rate is not above
     if settings.scheduler == "inverse_sqrt":
@@ -68,6 +74,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
 
 def warmup_steps(settings: Settings, total_steps: int) -> int:
     """Steps of warm-up: `warmup` below 1 is a share of all steps, otherwise it is their number; never all of them."""
+    if settings.scheduler in ("constant", "reduce_lr_on_plateau"):
+        return 0
     steps = settings.warmup * total_steps if settings.warmup < 1 else settings.warmup
     # The first has a rate of 0: a training of one step would learn nothing.
     return min(math.ceil(steps), total_steps - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from training.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 MAX_NAME_LENGTH = 80
+_RENAME_ATTEMPTS = 20
 DATASET_SUFFIXES = (".json", ".jsonl")
 TEXT_SUFFIXES = (".txt", ".md")
 # Windows keeps these names for devices, with any ending.
@@ -61,6 +63,15 @@ def safe_name(text: str, what: str = "The name") -> str:
     return name
 
 
+def free_path(path: Path) -> Path:
+    """`path`, or where it is taken the same with the first free number from -2 on, before a file's ending."""
+    free, number = path, 2
+    while free.exists():
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}") if path.is_file() else Path(f"{path}-{number}")
+        number += 1
+    return free
+
+
 def data_file(folders: Folders, name: str) -> Path:
     """The data file called `name` in the datasets folder, or at that path; raises UserError if there is none."""
     if not name.strip():
@@ -87,6 +98,18 @@ def list_models(folders: Folders) -> list[str]:
     return sorted(p.name for p in folders.models.iterdir() if (p / "config.json").is_file())
 
 
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename over `path`; Windows refuses while somebody reads it, which takes a moment only."""
+    for attempt in range(_RENAME_ATTEMPTS):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == _RENAME_ATTEMPTS - 1:
+                raise
+            time.sleep(0.05)
+
+
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of `path` when the block ends well: readers see the old or the new."""
@@ -95,7 +118,7 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

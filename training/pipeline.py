@@ -64,7 +64,7 @@ def _prepare_data(
 def _load_model(settings: Settings, source: str, checkpoint: Checkpoint | None) -> PeftModel:
     base = model.load_base(source, settings.precision)
     if settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable()
     if checkpoint:
         return model.load_adapter(base, checkpoint.folder, trainable=True)
     return model.attach_lora(base, settings)

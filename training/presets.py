@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.errors import UserError
 from training.paths import Folders
-from training.settings import parse
+from training.settings import Settings, parse
 
 FIRST_VISIT = "Quick demo"
 
@@ -22,6 +22,16 @@ class Preset(BaseModel):
     label: str
     about: str
     settings: dict[str, Any]
+
+
+# What is the user's own choice; a preset leaves it alone unless it names it.
+_LEFT_ALONE = ("base_model", "name", "if_exists", "dataset", "raw_text", "data_format", "evaluation_file", "seed")
+
+
+def values_of(preset: Preset) -> dict[str, Any]:
+    """The preset's settings with the defaults for the others, so that it means the same whatever was chosen before."""
+    defaults = Settings().model_dump(mode="json")
+    return {name: value for name, value in defaults.items() if name not in _LEFT_ALONE} | preset.settings
 
 
 def load_preset(path: Path) -> Preset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,24 @@ def split_documents(text: str, hard_cut_string: str) -> list[Document]:
             documents.append(Document(part, start))
         start += len(part) + len(separator)
     return documents
+
+
+def hold_out(documents: list[Document], share: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """Documents to train on and held out, in their old order, with about `share` of the characters held out.
+
+    Whole documents are drawn by `seed` while they fit; where none does, the end of the longest is taken.
+    """
+    room = share * sum(len(d.text) for d in documents)
+    drawn: set[int] = set()
+    for number in random.Random(seed).sample(range(len(documents)), len(documents)):
+        if len(documents[number].text) <= room:
+            drawn.add(number)
+            room -= len(documents[number].text)
+    if drawn:
+        return [d for i, d in enumerate(documents) if i not in drawn], [documents[i] for i in sorted(drawn)]
+    longest = max(range(len(documents)), key=lambda i: len(documents[i].text))
+    head, tail = hold_out_tail(documents[longest], share)
+    return [*documents[:longest], head, *documents[longest + 1 :]], [tail] if tail else []
 
 
 def hold_out_tail(document: Document, share: float) -> tuple[Document, Document | None]:

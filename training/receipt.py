@@ -50,7 +50,7 @@ class Receipt(BaseModel):
 
 
 def data_has_changed(run: Run, prepared: PreparedData) -> bool:
-    """Whether the files differ from those in the receipt of the run's beginning."""
+    """Whether the files differ from those in the run's last receipt."""
     try:
         before = Receipt.model_validate_json(run.receipt_file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):

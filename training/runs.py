@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from training.errors import UserError
 from training.events import Event, event_reader
-from training.paths import Folders, safe_name, write_atomically
+from training.paths import Folders, free_path, safe_name, write_atomically
 from training.settings import Settings, parse
 
 SETTINGS_FILE = "settings.json"
@@ -58,7 +58,7 @@ class State(BaseModel):
     status: Status
     cause: str = ""
     pid: int | None = None
-    process_started: float | None = None  # seconds since 1970: a pid alone may have been given to another process
+    process_started: float | None = None  # see _start_time: a pid alone may have been given to another process
     changed: float = Field(default_factory=time.time)
 
 
@@ -118,7 +118,7 @@ class Run:
         """Write the state; `pid` is the process in charge, by default this one."""
         pid = pid or os.getpid()
         try:
-            started = psutil.Process(pid).create_time()
+            started = _start_time(psutil.Process(pid))
         except psutil.NoSuchProcess:
             started = None  # it ended just now; the state then reads as such
         write_atomically(
@@ -171,11 +171,15 @@ class Run:
 
 
 class EventReader:
-    """Reads a run's events as they are appended, each once."""
+    """Reads a run's events as they are appended, each once. A file that was replaced needs a new reader."""
 
     def __init__(self, run: Run) -> None:
         self._path = run.events_file
         self._offset = 0  # bytes
+
+    def is_outdated(self) -> bool:
+        """Whether the file is shorter than what was read of it, so that it must be another."""
+        return self._path.is_file() and self._path.stat().st_size < self._offset
 
     def read_new(self) -> list[Event]:
         """The events added since the last call. An unterminated last line waits for the next one."""
@@ -198,13 +202,18 @@ def _parse_event(line: bytes) -> Event | None:
         return None
 
 
+def _start_time(process: psutil.Process) -> float:
+    """When the process started, in seconds; on Linux since the computer did, because its clock may be set meanwhile."""
+    return float(process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0))
+
+
 def _is_alive(state: State) -> bool:
     if state.pid is None or state.process_started is None:
         return False
     try:
         process = psutil.Process(state.pid)
         # Not all systems give the start time with the same fraction of a second twice.
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - state.process_started) < 1.0
+        return process.status() != psutil.STATUS_ZOMBIE and abs(_start_time(process) - state.process_started) < 1.0
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False  # a process that may not be looked at is not ours
 
@@ -241,7 +250,7 @@ def create_run(folders: Folders, settings: Settings) -> Run:
         if settings.if_exists == "overwrite":
             _set_aside(run)
         elif _is_worth_keeping(run):
-            run = _next_version(run)
+            run = Run(free_path(run.folder))
         else:
             _set_aside(run)  # an attempt that failed before it learnt anything must not use names up
     run.folder.mkdir(parents=True)
@@ -282,23 +291,14 @@ def _is_worth_keeping(run: Run) -> bool:
     return run.state().status.active or run.has_adapter() or bool(run.checkpoints()) or not run.is_graft()
 
 
-def _next_version(run: Run) -> Run:
-    number = 2
-    while (folder := run.folder.with_name(f"{run.name}-{number}")).exists():
-        number += 1
-    return Run(folder)
-
-
 def _set_aside(run: Run) -> None:
     """Move a run out of the way, where it can be taken back by hand."""
     if run.state().status.active:
         raise UserError(f"'{run.name}' is being trained at this moment: stop it first, or choose another name.")
     store = run.folder.parent / ".replaced"
     store.mkdir(exist_ok=True)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    target = store / f"{run.name}-{stamp}"
-    number = 2
-    while target.exists():
-        target = store / f"{run.name}-{stamp}-{number}"
-        number += 1
-    run.folder.rename(target)
+    target = free_path(store / f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        run.folder.rename(target)
+    except OSError as error:
+        raise UserError(f"'{run.name}' cannot be moved to {store} ({error.strerror}): choose another name.") from error

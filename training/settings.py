@@ -333,9 +333,10 @@ class Settings(BaseModel):
             )
         if self.raw_text and self.dataset:
             problems["dataset"] = "choose a dataset or a raw text file, not both."
-        if self.scheduler == "reduce_lr_on_plateau" and not (self.held_out_share or self.evaluation_file):
+        evaluated = self.evaluate_every and (self.held_out_share or self.evaluation_file)
+        if self.scheduler == "reduce_lr_on_plateau" and not evaluated:
             problems["scheduler"] = (
-                "reduce_lr_on_plateau follows the evaluation: give an evaluation file or a held-out share."
+                "reduce_lr_on_plateau follows the evaluation: hold a share out or give a file, and evaluate."
             )
         if problems:
             raise SettingsError(_with_labels(problems))

@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from training.base_models import locate_base_model
 from training.dataset_files import check_rows, read_text
 from training.errors import UserError
-from training.paths import PROJECT, Folders, data_file
+from training.paths import DATASET_SUFFIXES, PROJECT, TEXT_SUFFIXES, Folders, data_file
 from training.runs import Run, Status, create_run, list_runs
 from training.settings import Settings, check_runnable
 
 log = logging.getLogger(__name__)
-STOP_GRACE = 300.0  # seconds that the step under way and the saving may take after a stop was asked for
+STOP_GRACE = 600.0  # seconds without a sign of life after a stop was asked for; a step of a large model takes long
 EXIT_GRACE = 30.0  # seconds for a worker to leave after its last word
 MIN_FREE_BYTES = 200 * 2**20  # the starter's LoRA with three checkpoints is about 40 MB
 _POLL = 0.2  # seconds
+# subprocess has the name on Windows only, where a session of its own cannot be had.
+_WINDOWS_PROCESS_GROUP = 0x200 if os.name == "nt" else 0
 _SIGKILL = 9  # Windows has no name for it
 _starting = threading.Lock()
 
@@ -84,6 +86,7 @@ class TrainingThread(threading.Thread):
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                creationflags=_WINDOWS_PROCESS_GROUP,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
             )
         log.info("the worker of %s has process id %d", self.training_run.name, process.pid)
@@ -93,6 +96,7 @@ class TrainingThread(threading.Thread):
         """Wait for the worker to leave; returns whether it had to be ended."""
         stop_seen: float | None = None
         last_word: float | None = None
+        signs = self._signs_of_life()
         while True:
             try:
                 process.wait(timeout=_POLL)
@@ -101,7 +105,9 @@ class TrainingThread(threading.Thread):
                 now = time.monotonic()
             if self.training_run.stop_requested():
                 stop_seen = stop_seen or now
-            if not self.training_run.state().status.active:
+            if stop_seen and signs != (signs := self._signs_of_life()):
+                stop_seen = now  # it is on its way: loading, evaluating and saving take their time
+            if not self.training_run.stored_state().status.active:
                 last_word = last_word or now
             overdue = (stop_seen and now - stop_seen > self._stop_grace) or (
                 last_word and now - last_word > self._exit_grace
@@ -111,6 +117,12 @@ class TrainingThread(threading.Thread):
                 process.wait()
                 return True
 
+    def _signs_of_life(self) -> tuple[int, int]:
+        """What grows while the worker is at work: its log and its events, in bytes."""
+        run = self.training_run
+        log_size, events_size = (p.stat().st_size if p.is_file() else 0 for p in (run.log_file, run.events_file))
+        return log_size, events_size
+
     def _judge(self, exit_code: int, ended_by_us: bool) -> None:
         """A worker that left a last word is believed; of any other the cause is told from how it ended."""
         state = self.training_run.stored_state()
@@ -118,12 +130,15 @@ class TrainingThread(threading.Thread):
             return
         if ended_by_us:
             cause = (
-                f"The worker did not stop within {self._stop_grace:.0f} seconds and was ended. "
+                f"The worker was asked to stop, gave no sign of life for {self._stop_grace:.0f} seconds and was ended. "
                 "What it had saved in checkpoints is there."
             )
         else:
             cause = exit_cause(exit_code)
-        self.training_run.set_state(Status.FAILED, cause)
+        try:
+            self.training_run.set_state(Status.FAILED, cause)
+        except OSError:
+            log.exception("the state of %s cannot be written; it failed: %s", self.training_run.name, cause)
 
 
 def exit_cause(exit_code: int) -> str:
@@ -144,7 +159,7 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
     locate_base_model(folders, settings.base_model)
     _check_data(settings, folders)
     folders.make()
-    _check_room(folders)
+    _check_disk(folders)
     # Two clicks, or two pages, must not both find the place empty.
     with _starting:
         if busy := active_run(folders):
@@ -157,15 +172,18 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
 
 def _check_data(settings: Settings, folders: Folders) -> None:
     """Raise UserError for data that cannot be trained on, before anything is made that would have to be cleared up."""
+    suffixes, what = (TEXT_SUFFIXES, "a raw text") if settings.raw_text else (DATASET_SUFFIXES, "a dataset")
     for name in filter(None, (settings.raw_text or settings.dataset, settings.evaluation_file)):
         path = data_file(folders, name)
+        if path.suffix.lower() not in suffixes:
+            raise UserError(f"{path.name} cannot be used as {what}: that is one of {', '.join(suffixes)}.")
         if settings.raw_text:
             read_text(path)
         else:
             check_rows(path, settings.data_format)
 
 
-def _check_room(folders: Folders) -> None:
+def _check_disk(folders: Folders) -> None:
     """Raise UserError when the disk has no room for a training's files."""
     free = shutil.disk_usage(folders.loras).free
     if free < MIN_FREE_BYTES:

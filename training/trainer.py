@@ -24,6 +24,7 @@ from training.optimization import make_optimizer, make_scheduler
 from training.runs import Checkpoint, Run
 from training.settings import Settings
 
+_MAX_SKIPPED_STEPS = 20  # the scaler halves its scale each time: after these it would be a millionth
 _MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -76,6 +77,7 @@ class Trainer:
         self._evaluation = sorted(data.evaluation, key=lambda e: len(e.input_ids))
         self._pad_token_id = pad_token_id
         self._progress = Progress()
+        self._skipped_in_a_row = 0
         self.schedule = Schedule(len(data.train), settings.batch_size, settings.epochs, settings.seed)
         # Before the accelerator: the TrainingArguments that name the optimizer's class reset accelerate's state.
         optimizer = make_optimizer(model, settings)
@@ -135,8 +137,7 @@ class Trainer:
         rate = self._optimizer.param_groups[0]["lr"]
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if not isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self._scheduler.step()
+        self._follow_schedule()
         self._progress.step += 1
         self._progress.loss = total
         return Step(
@@ -150,10 +151,19 @@ class Trainer:
             memory=models.memory_in_use(),
         )
 
+    def _follow_schedule(self) -> None:
+        """The next step's learning rate. A step that float16's scaler left out moves the schedule no further."""
+        skipped = self._optimizer.step_was_skipped
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row == _MAX_SKIPPED_STEPS:
+            raise self._diverged(math.inf, "gradient")
+        if not skipped and not isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self._scheduler.step()
+
     def _diverged(self, value: float, what: str) -> UserError:
         return UserError(
-            f"The {what} became {value} at step {self._progress.step + 1}, so the training was ended; the last "
-            "checkpoint is whole. Lower the learning rate or lengthen the warm-up."
+            f"The {what} became {value} at step {self._progress.step + 1}, so the training was ended before it could "
+            "spoil the LoRA. Copy this run's settings, lower the learning rate or lengthen the warm-up, and start anew."
         )
 
     def _low_enough(self) -> bool:
@@ -179,7 +189,11 @@ class Trainer:
         if not self._evaluation:
             return
         self.model.eval()
-        total = sum(self._loss_sum(micro_batch).item() for micro_batch in self._micro_batches(self._evaluation))
+        total = 0.0
+        for micro_batch in self._micro_batches(self._evaluation):
+            if self._run.stop_requested():
+                return  # the reader waits for the saving, not for a number
+            total += self._loss_sum(micro_batch).item()
         loss = total / sum(e.trained_tokens for e in self._evaluation)
         self._progress.evaluation_loss = loss
         if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and self._progress.step:

@@ -10,7 +10,7 @@ from pathlib import Path
 from training import formats
 from training.dataset_files import check_rows, read_text
 from training.errors import UserError
-from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, replaced_atomically, safe_name
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, free_path, replaced_atomically, safe_name
 
 
 def store_upload(folders: Folders, uploaded: Path) -> str:
@@ -29,14 +29,13 @@ def store_upload(folders: Folders, uploaded: Path) -> str:
     # What a system allows in names differs: odd characters become a dash, so that a file never fails for its name.
     stem = safe_name(re.sub(r"[^\w .-]+", "-", uploaded.stem).strip(" .-")[:60] or "data", "The file's name")
     target = folders.datasets / f"{stem}{suffix}"
-    number = 2
-    while target.exists() and not filecmp.cmp(uploaded, target, shallow=False):
-        target = folders.datasets / f"{stem}-{number}{suffix}"
-        number += 1
-    if not target.exists():
-        try:
-            with replaced_atomically(target) as temporary:
-                shutil.copyfile(uploaded, temporary)
-        except OSError as error:
-            raise UserError(f"{target.name} could not be stored in {folders.datasets} ({error.strerror}).") from error
+    same = (p for p in folders.datasets.glob(f"{stem}*{suffix}") if filecmp.cmp(uploaded, p, shallow=False))
+    if stored := next(same, None):
+        return stored.name
+    target = free_path(target)
+    try:
+        with replaced_atomically(target) as temporary:
+            shutil.copyfile(uploaded, temporary)
+    except OSError as error:
+        raise UserError(f"{target.name} could not be stored in {folders.datasets} ({error.strerror}).") from error
     return target.name

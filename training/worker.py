@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from training.errors import UserError
-from training.events import Note
 from training.paths import Folders
 from training.runs import Run, Status
 
@@ -41,7 +40,6 @@ def main() -> int:
     except Exception as error:
         cause = cause_in_words(error)
         log.exception("failed: %s", cause)
-        run.append(Note(level="error", text=cause))
         run.set_state(Status.FAILED, cause)
         return 1
     cause = "" if run.has_adapter() else "It was stopped before the first step, so there was nothing to save."
@@ -59,8 +57,8 @@ def cause_in_words(error: Exception) -> str:
     names = (type(error).__name__, str(error))
     if isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "DefaultCPUAllocator" in names[1]:
         return (
-            "Memory ran out. Lower the micro-batch size first, then the cutoff length; gradient checkpointing and "
-            "loading in 4-bit also save much."
+            "Memory ran out. Copy this run's settings, lower the micro-batch size, then the cutoff length, and start "
+            "again; gradient checkpointing and loading in 4-bit also save much."
         )
     # safetensors has an error of its own, with the system's words in it.
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or os.strerror(errno.ENOSPC) in str(error):

@@ -31,6 +31,7 @@ from ui.chat_log import (
     take_back,
     titles,
 )
+from ui.events import QUIET
 
 EXAMPLES = (
     "Hello, I would like to speak to you about your car's extended warranty",
@@ -41,7 +42,6 @@ _PLACEHOLDER = "### Say something\nThe model is loaded with your first message a
 _BASE_PLACEHOLDER = "The base model answers here, so that you see what the LoRA has changed."
 STYLE = Path(__file__).parent / "static" / "chat.css"  # the page gives it to `launch`
 _UNCHANGED = [gr.skip()] * 7  # what `_shown` gives, when there is nothing to show
-_PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 class ChatTab:
@@ -166,42 +166,51 @@ class ChatTab:
 
     def _wire_choice(self) -> None:
         current = [self.base, self.adapter, self.checkpoint, self.compare]
-        self.adapter.input(self._choose, current, self.choice_outputs, **_PRIVATE)
+        self.adapter.input(self._choose, current, self.choice_outputs, **QUIET)
         gr.on(
             [self.base.change, self.checkpoint.change, self.compare.change],
             self._titles,
             current,
             [self.log, self.base_log],
-            **_PRIVATE,
+            **QUIET,
         )
 
     def _wire_answers(self) -> None:
         # No limit: those who have to wait are told so by the chat itself.
-        answering: dict[str, Any] = {**_PRIVATE, "concurrency_limit": None}
+        answering: dict[str, Any] = {**QUIET, "concurrency_limit": None}
         shown = [self.log, self.base_log, self.status, self.send, self.stop, self.regenerate, self.clear]
         asking = [self.message, self.log, self.base_log, *self._form]
         gr.on([self.send.click, self.message.submit], self._answer, asking, [*shown, self.message], **answering)
-        self.log.example_select(self._example, None, self.message, **_PRIVATE).then(
+        self.log.example_select(self._example, None, self.message, **QUIET).then(
             self._answer, asking, [*shown, self.message], **answering
         )
         self.regenerate.click(self._answer_again, asking[1:], shown, **answering)
-        self.stop.click(self._stop, None, [self.send, self.stop, self.regenerate, self.clear], queue=False, **_PRIVATE)
-        self.clear.click(lambda: ([], [], _status_html("")), None, [self.log, self.base_log, self.status], **_PRIVATE)
-        self.unload.click(self._unload, None, self.status, **_PRIVATE)
+        self.stop.click(self._stop, None, [self.send, self.stop, self.regenerate, self.clear], queue=False, **QUIET)
+        self.clear.click(lambda: ([], [], _status_html("")), None, [self.log, self.base_log, self.status], **QUIET)
+        self.unload.click(self._unload, None, self.status, **QUIET)
 
     @property
     def choice_outputs(self) -> list[Any]:
         """The components that `updates` updates."""
-        return [self.base, self.adapter, self.checkpoint, self.compare, self.log, self.base_log, self.status]
+        return [
+            self.base,
+            self.adapter,
+            self.checkpoint,
+            self.compare,
+            self.log,
+            self.base_log,
+            self.status,
+            self.precision,
+        ]
 
     def refresh_on(self, *triggers: Any) -> None:
         """Look for new models and LoRAs at each of these events, such as `tab.select` and `page.load`."""
         current = [self.base, self.adapter, self.checkpoint, self.compare]
-        gr.on(triggers, self.updates, current, self.choice_outputs, **_PRIVATE)
+        gr.on(triggers, self.updates, current, self.choice_outputs, **QUIET)
 
     def open_on(self, event: Any, adapter: Any, step: Any) -> Any:
         """After `event` (`button.click`, or `then` of another) choose the LoRA and step that these components hold."""
-        return event(self._choose, [self.base, adapter, step, self.compare], self.choice_outputs, **_PRIVATE)
+        return event(self._choose, [self.base, adapter, step, self.compare], self.choice_outputs, **QUIET)
 
     def updates(self, base: str | None, adapter: str | None, checkpoint: Any, compare: bool) -> list[Any]:
         """Updates for `choice_outputs`: what there is to choose now, and these values as far as they can be had."""
@@ -216,17 +225,20 @@ class ChatTab:
             gr.update(interactive=bool(adapter)),
             *self._titles(base, adapter, checkpoint, compare),
             gr.skip(),
+            gr.skip(),
         ]
 
     def _choose(self, base: str | None, adapter: str | None, checkpoint: Any, compare: bool) -> list[Any]:
-        """Updates for a LoRA that was just chosen, with its base model."""
-        problem = _status_html("")
+        """Updates for a LoRA that was just chosen, with its base model in the precision it was trained in."""
+        problem, precision = _status_html(""), gr.skip()
         if adapter:
             try:
-                base = base_of(self._folders, find_run(self._folders, adapter))
+                run = find_run(self._folders, adapter)
+                base = base_of(self._folders, run)
+                precision = run.settings().precision if run.is_graft() else gr.skip()
             except UserError as error:
                 problem = _status_html(str(error), failed=True)
-        return [*self.updates(base, adapter, checkpoint, compare)[:-1], problem]
+        return [*self.updates(base, adapter, checkpoint, compare)[:-2], problem, precision]
 
     @staticmethod
     def _titles(base: str | None, adapter: str | None, checkpoint: str | None, compare: bool) -> list[Any]:

@@ -34,10 +34,6 @@ class SettingsForm:
         for name in names:
             self.controls[name] = self._control(self._infos[name])
 
-    def missing(self) -> list[str]:
-        """Settings that have no control yet; a page is complete when there are none."""
-        return [name for name in self._infos if name not in self.controls]
-
     @property
     def components(self) -> list[Component]:
         """The controls in the order in which `gather` takes their values."""
@@ -47,16 +43,17 @@ class SettingsForm:
         """The values of `components` by setting name."""
         return {name: _as_setting(self._infos[name], value) for name, value in zip(self.controls, values, strict=True)}
 
-    def fill(self, values: dict[str, Any]) -> list[Any]:
-        """Updates for `components` that show `values`; settings it does not name stay as they are."""
-        return [
-            gr.update(value=_as_shown(self._infos[name], values[name])) if name in values else gr.skip()
-            for name in self.controls
-        ]
+    def fill(self, values: dict[str, Any]) -> dict[Component, Any]:
+        """Updates by control that show `values`; settings it does not name stay as they are."""
+        return {
+            self.controls[name]: gr.update(value=_as_shown(self._infos[name], value)) for name, value in values.items()
+        }
 
-    def refresh_choices(self) -> list[Any]:
-        """Updates for `choice_controls`: what lies in the folders at this moment."""
-        return [gr.update(choices=choices(self._folders)) for choices in _CHOICES_ON_DISK.values()]
+    def refresh_choices(self) -> dict[Component, Any]:
+        """Updates by control: what lies in the folders at this moment."""
+        return {
+            self.controls[name]: gr.update(choices=choices(self._folders)) for name, choices in _CHOICES_ON_DISK.items()
+        }
 
     @property
     def choice_controls(self) -> list[Component]:

@@ -9,6 +9,7 @@ from html import escape
 from training.history import History
 from training.runs import EventReader, Run, State, Status
 
+_MOST_FOLLOWED = 16  # histories kept in memory
 _LABELS = {
     Status.QUEUED: "Starting",
     Status.PREPARING: "Preparing the model and the data",
@@ -37,15 +38,18 @@ class Histories:
         self._lock = threading.Lock()
 
     def read(self, run: Run) -> History:
-        """The run's history up to now."""
+        """The run's history up to now; a copy, because other pages go on reading."""
         with self._lock:
             folder_id = run.folder.stat().st_ino  # another folder under the old name is another run
-            followed = self._followed.get(run.name)
-            if followed is None or followed.folder_id != folder_id:
-                followed = self._followed[run.name] = _Followed(EventReader(run), folder_id)
+            followed = self._followed.pop(run.name, None)
+            if followed is None or followed.folder_id != folder_id or followed.reader.is_outdated():
+                followed = _Followed(EventReader(run), folder_id)
+            self._followed[run.name] = followed  # the one looked at last stands last
+            if len(self._followed) > _MOST_FOLLOWED:
+                del self._followed[next(iter(self._followed))]
             for event in followed.reader.read_new():
                 followed.history.add(event)
-            return followed.history
+            return followed.history.copy()
 
 
 def status_html(run: Run, state: State, history: History, stopping: bool) -> str:
@@ -54,7 +58,7 @@ def status_html(run: Run, state: State, history: History, stopping: bool) -> str
     if state.status is Status.STOPPED and run.has_adapter():
         label = "Stopped and saved"
     if stopping and state.status.active:
-        label = "Stopping after this step, then saving"
+        label = "Stopping after this step, then saving" if state.status is Status.TRAINING else "Stopping"
     percent = 100 if state.status is Status.DONE else round(100 * history.progress, 1)
     parts = [
         f'<div class="graft-state graft-{state.status.value}"><span class="graft-dot"></span>'

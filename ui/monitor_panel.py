@@ -10,8 +10,9 @@ import gradio as gr
 from training import supervisor
 from training.errors import UserError
 from training.paths import Folders
-from training.runs import Run, State, Status, list_runs
+from training.runs import Run, State, Status, find_run, list_runs
 from ui.chart import chart_value, empty_chart, live_chart
+from ui.events import QUIET
 from ui.monitor import Histories, checkpoints_html, status_html
 
 LATEST = ""  # the choice that follows whatever was started last
@@ -23,10 +24,11 @@ class Shown(NamedTuple):
     """What a page shows already, so that a tick sends only what has changed."""
 
     names: tuple[str, ...] = ()
+    training: bool = False  # whether any run is being trained
     name: str = ""
     state: str = ""
-    events_size: int = -1
-    log_size: int = -1
+    events_size: int = 0  # bytes
+    log_size: int = 0  # bytes
 
 
 class MonitorPanel:
@@ -51,98 +53,105 @@ class MonitorPanel:
             )
         with gr.Accordion("Receipt: exactly what ran", open=False):
             self.receipt = gr.JSON(show_label=False, elem_id="monitor-receipt")
+        self.starts = gr.State(0)  # trainings started or continued from this page
         self._shown = gr.State(Shown())
         self._timer = gr.Timer(_TICK)
 
-    def wire(self, page: gr.Blocks, start: gr.Button) -> None:
-        """Keep the panel, and whether `start` can be clicked, in step with the run folders."""
+    def wire(self, page: gr.Blocks, start: gr.Button, copy_from: gr.Dropdown) -> None:
+        """Keep the panel, whether `start` can be clicked, and the runs in `copy_from` in step with the run folders."""
+        self._start, self._copy_from = start, copy_from
         outputs = [
             self.run_choice,
             self.status,
             self.stop,
             self.go_on,
             self.chat,
-            start,
             self.chart,
             self.checkpoints,
             self.log,
             self.receipt,
             self._shown,
+            start,
+            copy_from,
         ]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        inputs = [self.run_choice, self._shown]
-        gr.on([self._timer.tick, self.run_choice.change], self.refresh, inputs, outputs, **quiet)
+        quiet = QUIET | {"concurrency_limit": None}
+        gr.on(
+            [self._timer.tick, self.run_choice.change], self.refresh, [self.run_choice, self._shown], outputs, **quiet
+        )
         # A page that was just loaded shows nothing yet, whatever its state says.
         page.load(lambda choice: self.refresh(choice, Shown()), self.run_choice, outputs, **quiet)
         self.stop.click(self._ask_to_stop, self.run_choice, None, **quiet)
-        self.go_on.click(self._continue, self.run_choice, None, **quiet)
+        self.go_on.click(self._continue, [self.run_choice, self.starts], self.starts, **quiet)
 
-    def refresh(self, choice: str, shown: Shown) -> list[Any]:
-        """Updates for all outputs of `wire`; unchanged parts are left alone."""
+    def refresh(self, choice: str, shown: Shown) -> Any:
+        """Updates by component for what has changed since `shown`."""
         runs = list_runs(self._folders)
         run = _find(runs, choice)
-        names = tuple(r.name for r in runs)
-        choices = gr.skip() if names == shown.names else gr.update(choices=self._choices(names))
-        if run is None:
-            now = Shown(names=names)
-            if now == shown:
-                return [gr.skip()] * 11
-            hidden = gr.update(visible=False)
-            return [
-                choices,
-                _NO_RUN,
-                hidden,
-                hidden,
-                hidden,
-                gr.update(interactive=True),
-                empty_chart(),
-                "",
-                "",
-                None,
-                now,
-            ]
-        state = run.state()
-        stopping = run.stop_requested()
+        state = run.state() if run else None
         now = Shown(
-            names, run.name, f"{state.status} {state.changed} {stopping}", _size(run.events_file), _size(run.log_file)
+            names=tuple(r.name for r in runs),
+            training=any(r.state().status.active for r in runs),
+            name=run.name if run else "",
+            state=f"{state.status} {state.changed} {run.stop_requested()}" if run and state else "",
+            events_size=_size(run.events_file) if run else 0,
+            log_size=_size(run.log_file) if run else 0,
         )
-        if now == shown:
-            return [gr.skip()] * 11
-        return [choices, *self._changed(run, state, stopping, runs, now, shown), now]
+        if now == shown != Shown():
+            return gr.skip()
+        updates: dict[Any, Any] = {self._shown: now, self._start: gr.update(interactive=not now.training)}
+        if now.names != shown.names:
+            gone = choice != LATEST and run is None
+            updates[self.run_choice] = gr.update(choices=self._choices(now.names), value=LATEST if gone else choice)
+            updates[self._copy_from] = gr.update(choices=list(now.names))
+        if run and state:
+            return updates | self._run_updates(run, state, now, shown)
+        return updates | self._empty()
 
-    def _changed(self, run: Run, state: State, stopping: bool, runs: list[Run], now: Shown, shown: Shown) -> list[Any]:
-        """Updates for everything but the run's choice and the memory of what is shown."""
+    def _empty(self) -> dict[Any, Any]:
+        """Updates of a monitor that has nothing to show."""
+        hidden = gr.update(visible=False)
+        return {
+            self.status: _NO_RUN,
+            self.stop: hidden,
+            self.go_on: hidden,
+            self.chat: hidden,
+            self.chart: empty_chart(),
+            self.checkpoints: "",
+            self.log: "",
+            self.receipt: None,
+        }
+
+    def _run_updates(self, run: Run, state: State, now: Shown, shown: Shown) -> dict[Any, Any]:
+        """Updates of the parts of the monitor that are about the run."""
+        updates: dict[Any, Any] = {}
+        active, stopping = state.status.active, run.stop_requested()
         other_run = now.name != shown.name
-        new_state = other_run or now.state != shown.state
-        new_events = new_state or now.events_size != shown.events_size
-        history = self._histories.read(run)
-        active = state.status.active
-        can_continue = not active and state.status is not Status.DONE and bool(run.checkpoints())
-        training = any(r.state().status.active for r in runs)
-        return [
-            status_html(run, state, history, stopping) if new_events else gr.skip(),
-            gr.update(visible=active, interactive=not stopping) if new_state else gr.skip(),
-            gr.update(visible=can_continue, interactive=not training) if new_state else gr.skip(),
-            gr.update(visible=not active and run.has_adapter()) if new_state else gr.skip(),
-            gr.update(interactive=not training),
-            chart_value(run.name, history) if new_events else gr.skip(),
-            checkpoints_html(run, history) if new_events else gr.skip(),
-            run.log_tail() if other_run or now.log_size != shown.log_size else gr.skip(),
-            _read_receipt(run) if new_state else gr.skip(),
-        ]
+        if other_run or (now.state, now.training) != (shown.state, shown.training):
+            can_continue = not active and state.status is not Status.DONE and bool(run.checkpoints())
+            updates[self.stop] = gr.update(visible=active, interactive=not stopping)
+            updates[self.go_on] = gr.update(visible=can_continue, interactive=not now.training)
+            updates[self.chat] = gr.update(visible=not active and run.has_adapter())
+            updates[self.receipt] = _read_receipt(run)
+        if other_run or (now.state, now.events_size) != (shown.state, shown.events_size):
+            history = self._histories.read(run)
+            updates[self.status] = status_html(run, state, history, stopping)
+            updates[self.chart] = chart_value(run.name, history)
+            updates[self.checkpoints] = checkpoints_html(run, history)
+        if other_run or now.log_size != shown.log_size:
+            updates[self.log] = run.log_tail()
+        return updates
 
     def _ask_to_stop(self, choice: str) -> None:
         if run := _find(list_runs(self._folders), choice):
             run.request_stop()
 
-    def _continue(self, choice: str) -> None:
-        run = _find(list_runs(self._folders), choice)
-        if run is None:
-            return
+    def _continue(self, choice: str, starts: int) -> int:
         try:
+            run = find_run(self._folders, self.shown_run_name(choice))
             supervisor.start(run.settings().model_copy(update={"if_exists": "continue"}), self._folders)
         except UserError as error:
             raise gr.Error(str(error), title="Not continued", print_exception=False) from error
+        return starts + 1
 
     def shown_run_name(self, choice: str) -> str:
         """The name of the run on display; empty when there is none."""

@@ -13,10 +13,12 @@ from ui.chart import static_paths
 from ui.chat_log import FINAL
 from ui.chat_tab import STYLE as CHAT_STYLE
 from ui.chat_tab import ChatTab, build_chat_tab
+from ui.events import QUIET
 from ui.monitor import Histories
 from ui.training_tab import TrainingTab
 
-_PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_MAX_UPLOAD = "4gb"
+_DAY = 24 * 60 * 60  # seconds
 _STATIC = Path(__file__).parent / "static"
 _HEADER = """
 <div id="graft-header">
@@ -37,7 +39,7 @@ def build_page(folders: Folders) -> gr.Blocks:
     gr.set_static_paths(static_paths())
     histories = Histories()
     chat = Chat(folders)
-    with gr.Blocks(title="Graft", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title="Graft", analytics_enabled=False, fill_width=True, delete_cache=(_DAY, _DAY)) as page:
         gr.HTML(_HEADER, js_on_load=_TOGGLE_THEME, apply_default_css=False)
         with gr.Tabs(elem_id="main-tabs") as tabs:
             with gr.Tab("Training", id="training"):
@@ -46,19 +48,28 @@ def build_page(folders: Folders) -> gr.Blocks:
                 chat_tab = build_chat_tab(folders, chat)
         training.wire(page)
         # The training needs the memory more than a model that waits for the next message.
-        training.starts.change(chat.unload, None, None, **_PRIVATE)
+        training.monitor.starts.change(chat.unload, None, None, **QUIET)
         chat_tab.refresh_on(chat_page.select, page.load)
         _open_chat_from_monitor(training, chat_tab, tabs)
     return page
 
 
 def _open_chat_from_monitor(training: TrainingTab, chat_tab: ChatTab, tabs: gr.Tabs) -> None:
-    """'Chat with it' shows the Chat tab with the run's LoRA beside its base model."""
+    """'Chat with it', or a click on a checkpoint in the chart, shows that LoRA beside its base model."""
     monitor = training.monitor
     adapter, step = gr.State(""), gr.State(FINAL)
-    clicked = monitor.chat.click(monitor.shown_run_name, monitor.run_choice, adapter, **_PRIVATE)
-    chosen = chat_tab.open_on(clicked.then, adapter, step)
-    chosen.then(lambda: (gr.update(selected="chat"), True), None, [tabs, chat_tab.compare], **_PRIVATE)
+
+    def checkpoint_clicked(choice: str, event: gr.EventData) -> tuple[str, str]:
+        return monitor.shown_run_name(choice), str(event.step)
+
+    for clicked in (
+        monitor.chat.click(
+            lambda choice: (monitor.shown_run_name(choice), FINAL), monitor.run_choice, [adapter, step], **QUIET
+        ),
+        monitor.chart.click(checkpoint_clicked, monitor.run_choice, [adapter, step], **QUIET),
+    ):
+        chosen = chat_tab.open_on(clicked.then, adapter, step)
+        chosen.then(lambda: (gr.update(selected="chat"), True), None, [tabs, chat_tab.compare], **QUIET)
 
 
 def launch_options() -> dict[str, Any]:
@@ -87,5 +98,6 @@ def launch_options() -> dict[str, Any]:
         "css_paths": [_STATIC / "page.css", CHAT_STYLE],
         "head": (_STATIC / "head.html").read_text(encoding="utf-8"),
         "footer_links": [],
+        "max_file_size": _MAX_UPLOAD,
         "ssr_mode": False,
     }

@@ -12,16 +12,16 @@ from training import supervisor
 from training.copied_settings import copy_settings
 from training.errors import UserError
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
-from training.presets import FIRST_VISIT, Preset, load_presets
+from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
 from training.settings import parse
 from training.uploads import store_upload
+from ui.events import QUIET
 from ui.form import SettingsForm, default_values, untick_the_rest
 from ui.monitor import Histories
 from ui.monitor_panel import LATEST, MonitorPanel
 
 _DATASET, _RAW_TEXT = "dataset", "raw_text"
-_PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 _SCROLL_TO_MONITOR = "() => document.getElementById('monitor').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
@@ -30,7 +30,6 @@ class TrainingTab:
 
     def __init__(self, folders: Folders, histories: Histories) -> None:
         self._folders = folders
-        self.starts = gr.State(0)  # trainings started from this page
         self._presets, self._preset_problems = load_presets(folders)
         first = next((p for p in self._presets if p.label == FIRST_VISIT), None)
         self._form = SettingsForm(folders, default_values() | (first.settings if first else {}))
@@ -101,8 +100,8 @@ class TrainingTab:
                 self._upload_text = self._upload_button("Upload a .txt or .md", TEXT_SUFFIXES, "upload-text")
                 with gr.Row():
                     render("overlap_length", "prefer_newline_cut", "hard_cut_string")
-        dataset_tab.select(lambda: _DATASET, None, self._kind, **_PRIVATE)
-        text_tab.select(lambda: _RAW_TEXT, None, self._kind, **_PRIVATE)
+        dataset_tab.select(lambda: _DATASET, None, self._kind, **QUIET)
+        text_tab.select(lambda: _RAW_TEXT, None, self._kind, **QUIET)
         with gr.Accordion("Evaluation", open=False):
             with gr.Row():
                 render("evaluation_file", "held_out_share", "evaluate_every")
@@ -116,86 +115,73 @@ class TrainingTab:
     def wire(self, page: gr.Blocks) -> None:
         """Connect the form, its memory in the browser and the monitor; call once, inside the page."""
         form = self._form
-        self.monitor.wire(page, self._start)
+        self.monitor.wire(page, self._start, self._copy_from)
         self._wire_memory(page)
-        filled = [*form.components, self._data_tabs, self._kind, self._message]
-        self._preset.input(self._apply_preset, self._preset, [*filled, self._preset], **_PRIVATE)
-        self._copy_from.input(self._copy, self._copy_from, filled, **_PRIVATE)
-        for button, name in ((self._upload_dataset, _DATASET), (self._upload_text, _RAW_TEXT)):
-            button.upload(self._upload, button, [form.controls[name], self._message], api_visibility="private")
+        filled = {*form.components, self._data_tabs, self._kind, self._message, self._preset}
+        self._preset.input(self._apply_preset, self._preset, filled, **QUIET)
+        self._copy_from.input(self._copy, self._copy_from, filled, **QUIET)
+        for button in (self._upload_dataset, self._upload_text):
+            button.upload(self._upload, button, {*form.choice_controls, self._message}, api_visibility="private")
         modules = form.controls["target_modules"]
         before = gr.State(default_values()["target_modules"])
         modules.change(
-            lambda ticked, old: (untick_the_rest(ticked, old),) * 2, [modules, before], [modules, before], **_PRIVATE
+            lambda ticked, old: (untick_the_rest(ticked, old),) * 2, [modules, before], [modules, before], **QUIET
         )
         self._start.click(
             self._start_training,
-            [self.starts, self._kind, *form.components],
-            [self._message, self.monitor.run_choice, self.starts],
-            **_PRIVATE,
+            [self.monitor.starts, self._kind, *form.components],
+            [self._message, self.monitor.run_choice, self.monitor.starts],
+            **QUIET,
         )
-        self.starts.change(None, js=_SCROLL_TO_MONITOR)
+        self.monitor.starts.change(None, js=_SCROLL_TO_MONITOR)
 
     def _wire_memory(self, page: gr.Blocks) -> None:
         """What was typed is kept in the browser, so that a reload loses nothing."""
         form = self._form
         memory = gr.BrowserState(None, storage_key="graft-form", secret="graft")
-        inputs = [self._kind, *form.components]
-        gr.on(
-            [control.change for control in form.components] + [self._kind.change],
-            None,
-            inputs,
-            memory,
-            js="(...values) => [values]",
-            **_PRIVATE,
-        )
-        page.load(self._restore, memory, [*form.components, self._data_tabs, self._kind], **_PRIVATE)
-        page.load(
-            lambda: [*form.refresh_choices(), gr.update(choices=self._run_names())],
-            None,
-            [*form.choice_controls, self._copy_from],
-            **_PRIVATE,
-        )
+        remembered = [self._kind, self._preset, *form.components]
+        changes = [control.change for control in (*form.components, self._kind, self._preset)]
+        gr.on(changes, None, remembered, memory, js="(...values) => [values]", **QUIET)
+        page.load(self._restore, memory, [*remembered, self._data_tabs], **QUIET)
+        page.load(form.refresh_choices, None, set(form.choice_controls), **QUIET)
 
-    def _restore(self, kept: list[Any] | None) -> list[Any]:
+    def _restore(self, kept: list[Any] | None) -> Any:
         names = list(self._form.controls)
-        if not kept or len(kept) != len(names) + 1:  # another version of Graft wrote it
-            return [gr.skip()] * (len(names) + 2)
-        kind, values = kept[0], dict(zip(names, kept[1:], strict=True))
-        return [*(gr.update(value=values[name]) for name in names), gr.update(selected=kind), kind]
+        if not kept or len(kept) != len(names) + 2:  # nothing, or what another version of Graft wrote
+            return gr.skip()
+        kind, preset, *values = kept
+        return [kind, preset, *values, gr.update(selected=kind)]
 
-    def _apply_preset(self, label: str) -> list[Any]:
+    def _apply_preset(self, label: str) -> dict[Any, Any]:
         preset = next(p for p in self._presets if p.label == label)
-        return [*self._filled_with(preset.settings), "", gr.update(info=preset.about)]
+        return self._filled_with(values_of(preset)) | {self._message: "", self._preset: gr.update(info=preset.about)}
 
-    def _copy(self, name: str | None) -> list[Any]:
+    def _copy(self, name: str | None) -> Any:
         if not name:
-            return [gr.skip()] * (len(self._form.components) + 3)
+            return gr.skip()
         try:
             copied = copy_settings(self._folders, find_run(self._folders, name))
         except UserError as error:
-            return [*[gr.skip()] * (len(self._form.components) + 2), problems_html([str(error)])]
+            return {self._message: problems_html([str(error)])}
         said = [f"The form shows the settings of '{name}'.", *copied.notes]
-        return [*self._filled_with(copied.settings.model_dump(mode="json")), news_html(said)]
+        return self._filled_with(copied.settings.model_dump(mode="json")) | {self._message: news_html(said)}
 
-    def _filled_with(self, values: dict[str, Any]) -> list[Any]:
-        """Updates for the form's controls, the data tabs and the kind of data."""
-        if values.get("raw_text"):
-            kind = _RAW_TEXT
-        elif values.get("dataset"):
-            kind = _DATASET
-        else:
-            return [*self._form.fill(values), gr.skip(), gr.skip()]
-        return [*self._form.fill(values), gr.update(selected=kind), kind]
+    def _filled_with(self, values: dict[str, Any]) -> dict[Any, Any]:
+        """Updates for the form's controls and, where `values` name data, for the kind of data."""
+        updates: dict[Any, Any] = dict(self._form.fill(values))
+        if kind := next((kind for kind in (_RAW_TEXT, _DATASET) if values.get(kind)), None):
+            updates |= {self._data_tabs: gr.update(selected=kind), self._kind: kind}
+        return updates
 
-    def _upload(self, file: str) -> tuple[Any, str]:
+    def _upload(self, file: str) -> dict[Any, Any]:
         try:
             name = store_upload(self._folders, Path(file))
         except UserError as error:
-            return gr.skip(), problems_html([str(error)])
-        suffixes = DATASET_SUFFIXES if Path(name).suffix in DATASET_SUFFIXES else TEXT_SUFFIXES
-        choices = sorted(p.name for p in self._folders.datasets.iterdir() if p.suffix.lower() in suffixes)
-        return gr.update(choices=choices, value=name), news_html([f"{name} is stored in datasets/ and chosen."])
+            return {self._message: problems_html([str(error)])}
+        updates: dict[Any, Any] = dict(self._form.refresh_choices())
+        chosen = _DATASET if Path(name).suffix in DATASET_SUFFIXES else _RAW_TEXT
+        updates[self._form.controls[chosen]]["value"] = name
+        return updates | {self._message: news_html([f"{name} is stored in datasets/ and chosen."])}
 
     def _start_training(self, starts: int, kind: str, *values: Any) -> tuple[Any, Any, Any]:
         given = self._form.gather(values)
