@@ -266,7 +266,7 @@ def test_a_lora_brings_its_base_model_and_checkpoints(tab: ChatTab) -> None:
 def test_a_lora_that_does_not_tell_its_base_keeps_the_chosen_one(tab: ChatTab) -> None:
     updates = tab._choose("starter", "foreign", FINAL, False)
     assert values(updates) == ["starter", "foreign", FINAL]
-    assert "does not say on which base model" in updates[-1]
+    assert "does not say on which base model" in updates[-2]
 
 
 def test_a_refresh_keeps_the_choice_as_far_as_it_is_there(tab: ChatTab, folders: Folders) -> None:

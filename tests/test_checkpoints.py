@@ -99,13 +99,6 @@ def test_checkpoint_is_a_plain_adapter_and_the_state(run: Run, lora: PeftModel) 
     assert json.loads((saved.folder / "progress.json").read_text())["step"] == 7
 
 
-def test_same_step_is_not_written_twice(run: Run, lora: PeftModel) -> None:
-    state = resumable(lora)
-    first = save_checkpoint(run, lora, state, Progress(step=1, loss=1.0))
-    save_checkpoint(run, lora, state, Progress(step=1, loss=2.0))
-    assert load_checkpoint(first, state).loss == 1.0
-
-
 def with_one_checkpoint(run: Run, lora: PeftModel) -> Resumable:
     state = resumable(lora)
     save_checkpoint(run, lora, state, Progress(step=1, loss=1.0))

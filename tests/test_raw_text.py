@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import make_settings, make_tokenizer, text_of
 from training.encoding import Example, encode_text
-from training.raw_text import Document, encode_document, hold_out_tail, split_documents
+from training.raw_text import Document, encode_document, hold_out, hold_out_tail, split_documents
 
 TOKENIZER = make_tokenizer()  # a token a byte: positions in tokens are positions in characters
 END = "<|im_end|>"
@@ -121,3 +121,26 @@ def test_tail_begins_at_a_line_else_at_a_word() -> None:
     assert tail is not None and tail.text == "line 7\nline 8\nline 9\n"
     head, tail = hold_out_tail(Document("word " * 10, 0), 0.25)
     assert tail is not None and tail.text.startswith("word") and head.text.endswith(" ")
+
+
+def test_held_out_share_is_one_of_the_text_and_not_of_the_documents() -> None:
+    """A long book with a short note behind it: a tenth is held out, whichever of both is drawn first."""
+    book = Document("word and word \n" * 6000, 0)
+    note = Document("The end of the book.", len(book.text) + 3)
+    for seed in range(8):
+        train, held_out = hold_out([book, note], 0.1, seed)
+        characters = sum(len(d.text) for d in train)
+        assert characters + sum(len(d.text) for d in held_out) == len(book.text) + len(note.text)
+        assert characters > 0.85 * len(book.text)
+        assert held_out
+
+
+def test_whole_documents_are_held_out_where_they_fit() -> None:
+    documents = [Document(f"chapter {n} " * 50, n * 1000) for n in range(10)]
+    train, held_out = hold_out(documents, 0.2, 1)
+    assert len(held_out) == 2
+    assert sorted([*train, *held_out], key=lambda d: d.start) == documents
+    assert hold_out(documents, 0.2, 1) == (train, held_out)
+    # The share is one of characters: what does not fit whole is the end of the longest.
+    train, held_out = hold_out(documents[:2], 0.1, 1)
+    assert len(train) == 2 and len(held_out) == 1

@@ -18,7 +18,7 @@ from tests.tiny import make_folders, make_settings
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
 from training.paths import Folders
-from training.runs import EventReader, Run, State, Status, continue_run, create_run, find_run, list_runs
+from training.runs import EventReader, Run, State, Status, _start_time, continue_run, create_run, find_run, list_runs
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def test_run_whose_process_is_gone_has_failed(run: Run) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no zombies")
 def test_run_whose_process_waits_to_be_buried_has_failed(run: Run) -> None:
     process = ended_process(wait=False)
-    write_state(run, process.pid, psutil.Process(process.pid).create_time())
+    write_state(run, process.pid, _start_time(psutil.Process(process.pid)))
     assert run.state().status is Status.FAILED
     process.wait()
 
 
 def test_process_id_given_to_another_process_does_not_count(run: Run) -> None:
-    started = psutil.Process().create_time()
+    started = _start_time(psutil.Process())
     write_state(run, os.getpid(), started)
     assert run.state().status is Status.TRAINING
     write_state(run, os.getpid(), started - 100)
@@ -391,7 +391,7 @@ def test_other_settings_cannot_go_on(folders: Folders, run: Run, changes: dict[s
 def test_run_that_is_done_goes_on_with_more_epochs_only(folders: Folders, run: Run) -> None:
     add_checkpoint(run, 5)
     run.set_state(Status.DONE)
-    with pytest.raises(UserError, match="done with its 2 epochs: raise Epochs"):
+    with pytest.raises(UserError, match="is done as it was asked: raise Epochs"):
         continued(folders)
     assert continued(folders, epochs=3).state().status is Status.QUEUED
 

@@ -16,6 +16,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def locate_base_model(folders: Folders, name: str) -> str:
     """The path of the folder `name` in models/, or `name` itself when it is a Hub name; raises UserError if neither."""
     name = name.strip()
+    if not name:
+        raise UserError("Base model: choose one.")
     if name.lower().endswith((".gguf", ".ggml", ".bin", ".safetensors")):
         raise UserError(
             f"Base model: '{name}' is a single file, and a GGUF file can be run but not trained: "

@@ -77,7 +77,7 @@ class Resumable:
                 group["lr"] = base * share(step)
 
 
-def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: Progress) -> None:
+def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: Progress) -> Checkpoint:
     """Write checkpoint-<step>; raises UserError when the disk is full."""
     folder = run.folder / f"checkpoint-{progress.step}"
     _check_room(run.folder, 4 * _adapter_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
@@ -87,6 +87,7 @@ def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: 
         with (partial / _STATE_FILE).open("wb") as file:
             torch.save(resumable.state(), file)
         (partial / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
+    return Checkpoint(progress.step, folder)
 
 
 def load_checkpoint(checkpoint: Checkpoint, resumable: Resumable) -> Progress:

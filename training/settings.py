@@ -249,7 +249,7 @@ class Settings(BaseModel):
         0.1,
         "Warm-up",
         "The learning rate rises from 0 at the start. Below 1: a share of all steps; 1 and above: that many steps. "
-        "The schedules constant and reduce_lr_on_plateau have none.",
+        "Two schedulers have none: constant and plateau.",
         Group.ADVANCED,
         ge=0,
     )
