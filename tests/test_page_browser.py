@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,8 +58,8 @@ def _fill(page: Page, **values: Any) -> None:
     for name, value in values.items():
         box = _setting(page, name)
         if not box.is_visible():
-            for title in ("Evaluation", "Advanced"):
-                page.get_by_role("button", name=re.compile(f"^{title}")).click()
+            for folded in ("#evaluation-box", "#advanced-box"):
+                page.locator(f"{folded} > button").click()
         box.fill(str(value))
         box.blur()
 
@@ -161,6 +160,7 @@ def test_upload_stop_refresh_continue_and_copy(
     expect(_setting(fresh, "name")).to_have_value("uploaded")
     expect(_setting(fresh, "dataset")).to_have_value("my rows.json")
     expect(_setting(fresh, "learning_rate")).to_have_value("0.001")
+    fresh.locator("#advanced-box > button").click()
     expect(_setting(fresh, "save_every")).to_have_value("5")
 
 
@@ -246,7 +246,7 @@ def test_preset_fills_the_form_and_switches_the_kind_of_data(page: Page) -> None
 
 
 def test_all_linear_gives_way_to_a_single_module(page: Page) -> None:
-    page.get_by_role("button", name=re.compile("^Target modules")).click()
+    page.locator("#targets-box > button").click()
     modules = page.locator("#setting-target_modules")
     modules.get_by_label("q_proj").check()
     expect(modules.get_by_label("all-linear")).not_to_be_checked()

@@ -164,7 +164,7 @@ class Settings(BaseModel):
     evaluate_every: int = setting(
         20,
         "Evaluate every n steps",
-        "Also done at the start and at the end. 0: only then.",
+        "Also done at the start, at the end and with each checkpoint. 0: only at the start and the end.",
         Group.EVALUATION,
         ge=0,
     )

@@ -96,14 +96,15 @@ class Trainer:
             self._evaluate()
         while self._progress.step < total and not self._run.stop_requested():
             self._run.append(self._step())
-            if _is_due(self._progress.step, self._settings.evaluate_every):
+            saving = _is_due(self._progress.step, self._settings.save_every)
+            if self._evaluation_is_due(saving):
                 self._evaluate()
-            if _is_due(self._progress.step, self._settings.save_every):
+            if saving:
                 self._save()
             if self._low_enough():
                 total = self._progress.step
         finished = self._progress.step >= total
-        if finished and not _is_due(self._progress.step, self._settings.evaluate_every):
+        if finished and self._progress.evaluation_loss is None:
             self._evaluate()
         self._save()
         return finished
@@ -140,6 +141,7 @@ class Trainer:
         self._follow_schedule()
         self._progress.step += 1
         self._progress.loss = total
+        self._progress.evaluation_loss = None  # that of an earlier step is not this one's
         return Step(
             step=self._progress.step,
             epoch=self._progress.step / self.schedule.steps_per_epoch,
@@ -165,6 +167,11 @@ class Trainer:
             f"The {what} became {value} at step {self._progress.step + 1}, so the training was ended before it could "
             "spoil the LoRA. Copy this run's settings, lower the learning rate or lengthen the warm-up, and start anew."
         )
+
+    def _evaluation_is_due(self, saving: bool) -> bool:
+        """Every n steps, and with each checkpoint, so that checkpoints can be compared."""
+        every = self._settings.evaluate_every
+        return every > 0 and (saving or self._progress.step % every == 0)
 
     def _low_enough(self) -> bool:
         loss, limit = self._progress.loss, self._settings.stop_at_loss

@@ -69,9 +69,9 @@ class TrainingTab:
                 render("learning_rate", "scheduler", "cutoff_length")
             with gr.Row():
                 render("lora_rank", "lora_alpha", "lora_dropout")
-        with gr.Accordion("Target modules", open=False):
+        with gr.Accordion("Target modules", open=False, elem_id="targets-box"):
             render("target_modules")
-        with gr.Accordion("Advanced: warm-up, optimizer, saving, stopping", open=False):
+        with gr.Accordion("Advanced: warm-up, optimizer, saving, stopping", open=False, elem_id="advanced-box"):
             with gr.Row():
                 render("warmup", "optimizer", "weight_decay")
             with gr.Row():
@@ -102,7 +102,7 @@ class TrainingTab:
                     render("overlap_length", "prefer_newline_cut", "hard_cut_string")
         dataset_tab.select(lambda: _DATASET, None, self._kind, **QUIET)
         text_tab.select(lambda: _RAW_TEXT, None, self._kind, **QUIET)
-        with gr.Accordion("Evaluation", open=False):
+        with gr.Accordion("Evaluation", open=False, elem_id="evaluation-box"):
             with gr.Row():
                 render("evaluation_file", "held_out_share", "evaluate_every")
 
