@@ -87,7 +87,7 @@ def _facts(state: State, history: History) -> list[tuple[str, str]]:
         ("loss", f"{last.loss:.3f}"),
     ]
     if history.evaluations:
-        facts.append(("evaluation loss", f"{history.evaluations[-1].loss:.3f}"))
+        facts.append(("eval. loss", f"{history.evaluations[-1].loss:.3f}"))
     facts.append(("tokens/s", f"{history.tokens_per_second:,.0f}"))
     if state.status is Status.TRAINING and history.seconds_left is not None:
         facts.append(("time left", duration(history.seconds_left)))
