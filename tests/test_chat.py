@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,9 +146,21 @@ def test_the_same_seed_gives_the_same_answer(chat: Chat) -> None:
     assert unset.settled().seed >= 0 and seven.settled() is seven
 
 
-def test_stopping_ends_after_a_token_and_keeps_the_model(chat: Chat) -> None:
+def test_stopping_ends_after_a_token_and_keeps_the_model(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import generation
+
     stop = threading.Event()
-    replies = chat.reply(BASE, HELLO, Sampling(max_tokens=200), stop_event=stop)
+    put = generation._Stream.put
+
+    def put_and_wait(stream: Any, ids: Any) -> None:
+        """The model writes no further before the reader has asked it to stop, however fast the machine is."""
+        put(stream, ids)
+        if stream.text().rstrip("\ufffd"):
+            stop.wait(timeout=60)
+
+    monkeypatch.setattr(generation, "_SECONDS_BETWEEN_PIECES", 0)
+    monkeypatch.setattr(generation._Stream, "put", put_and_wait)
+    replies = chat.reply(BASE, HELLO, Sampling(temperature=0, max_tokens=200), stop_event=stop)
     for reply in replies:
         if reply.text:
             stop.set()

@@ -179,7 +179,7 @@ def test_raw_text_is_uploaded_and_trained_without_the_page(
     seen = visit(server.url, viewport={"width": 800, "height": 1000})
     page = seen.page
     expect(page.locator("#start")).to_be_enabled(timeout=60 * SECOND)
-    page.get_by_role("tab", name="Raw text file").click()
+    page.locator("#data-kind").get_by_label("Raw text file").check()
     text = tmp_path / "story.txt"
     text.write_text((Folders.datasets / "lighthouse_keeper.txt").read_text()[:6000])
     with page.expect_file_chooser() as chooser:

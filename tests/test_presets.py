@@ -9,7 +9,7 @@ import pytest
 from training.errors import UserError
 from training.paths import Folders, data_file
 from training.presets import FIRST_VISIT, load_preset, load_presets
-from training.settings import Settings, check_runnable, parse
+from training.settings import Settings, parse_runnable
 
 SHIPPED = sorted(Folders.presets.glob("*.json"))
 
@@ -32,8 +32,7 @@ def test_promised_presets_ship() -> None:
 
 def test_first_visit_can_be_started_as_it_stands() -> None:
     preset = next(p for p in load_presets(Folders())[0] if p.label == FIRST_VISIT)
-    settings = parse(preset.settings)
-    check_runnable(settings)
+    settings = parse_runnable(preset.settings)
     assert settings.base_model == "starter"
 
 

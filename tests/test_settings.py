@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from training import formats
 from training.errors import SettingsError
-from training.settings import Group, Optimizer, Scheduler, Settings, check_runnable, describe, parse
+from training.settings import Group, Optimizer, Scheduler, Settings, describe, parse, parse_runnable
 
 PROMISED = {
     "base_model": "starter",
@@ -194,6 +194,12 @@ def test_choices_are_known_to_transformers() -> None:
 
 def test_runnable_needs_base_name_and_data() -> None:
     with pytest.raises(SettingsError) as caught:
-        check_runnable(parse({"base_model": ""}))
+        parse_runnable({"base_model": ""})
     assert set(caught.value.problems) == {"base_model", "name", "dataset"}
-    check_runnable(parse({"name": "mine", "raw_text": "book.txt"}))
+    parse_runnable({"name": "mine", "raw_text": "book.txt"})
+
+
+def test_all_that_is_wrong_or_missing_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_runnable({"name": " ", "learning_rate": "0,0003", "batch_size": 2, "micro_batch_size": 4})
+    assert list(caught.value.problems) == ["name", "dataset", "micro_batch_size", "learning_rate"]

@@ -18,7 +18,7 @@ from training.history import History
 from training.paths import Folders
 from training.presets import load_presets, values_of
 from training.runs import EventReader, Run, Status, find_run
-from training.settings import SettingInfo, describe, parse
+from training.settings import SettingInfo, describe, parse_runnable
 
 _POLL = 0.5  # seconds
 
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folders.make()
         values = _starting_values(folders, given.pop("preset"), given.pop("copy_settings_from"))
-        thread = supervisor.start(parse(values | _with_full_paths(folders, given)), folders)
+        thread = supervisor.start(parse_runnable(values | _with_full_paths(folders, given)), folders)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1

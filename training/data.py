@@ -141,7 +141,9 @@ def _encode_rows(path: Path, settings: Settings, tokenizer: PreTrainedTokenizerB
         elif kept := _within_cutoff(example, number, settings, source):
             examples.append(kept)
     if not examples:
-        hint = "" if settings.data_format == AUTO else " Is it the right data format? auto finds it."
+        too_long = all("cutoff" in left_out.reason for left_out in source.dropped)
+        other = "" if settings.data_format == AUTO else " Is it the right data format? auto finds it."
+        hint = " Raise the cutoff length." if too_long else other
         raise UserError(f"No row of {path.name} can be used. {source.summary()}.{hint}")
     return examples, source
 

@@ -17,6 +17,7 @@ from training.runs import Checkpoint, Run, Status
 from training.settings import Settings
 from training.trainer import Trainer
 
+_FEW_STEPS = 10  # with a warm-up among them, fewer leave no trace
 log = logging.getLogger(__name__)
 
 
@@ -24,6 +25,8 @@ def train_run(run: Run, folders: Folders) -> bool:
     """Train the run, or go on with it; returns whether it came to its end, raises UserError for what can be mended."""
     settings = run.settings()
     source = locate_base_model(folders, settings.base_model)
+    if source == settings.base_model:
+        run.append(Note(text=f"{source} is not in models/: it is downloaded first, unless that was done before."))
     set_seed(settings.seed)
     tokenizer = model.load_tokenizer(source)
     prepared = _prepare_data(run, settings, folders, tokenizer)
@@ -39,6 +42,8 @@ def train_run(run: Run, folders: Folders) -> bool:
     receipt = make_receipt(settings, lora, tokenizer, prepared, trainer.schedule)
     receipt.continued_from_step = checkpoint.step if checkpoint else None
     write_atomically(run.receipt_file, receipt.model_dump_json(indent=2))
+    if trainer.schedule.total_steps < _FEW_STEPS:
+        run.append(Note(level="warning", text=_few_steps(trainer.schedule.total_steps)))
     run.set_state(Status.TRAINING)
     log.info("training %d steps on %s", trainer.schedule.total_steps, model.device())
     finished = trainer.train(checkpoint)
@@ -46,6 +51,11 @@ def train_run(run: Run, folders: Folders) -> bool:
         run.set_state(Status.SAVING)
         save_result(run, lora, tokenizer)
     return finished
+
+
+def _few_steps(count: int) -> str:
+    steps = "1 step" if count == 1 else f"{count} steps"
+    return f"This training has only {steps}, so the LoRA will hardly change: lower the batch size or raise the epochs."
 
 
 def _prepare_data(

@@ -401,17 +401,34 @@ def parse(values: dict[str, Any]) -> Settings:
         raise SettingsError(problems) from None
 
 
-def check_runnable(settings: Settings) -> None:
-    """Raise SettingsError unless the settings name a base model, a LoRA and data."""
-    problems = {}
-    if not settings.base_model:
-        problems["base_model"] = "choose one."
-    if not settings.name:
-        problems["name"] = "type a name for the LoRA, for example my-first-lora."
-    if not settings.dataset and not settings.raw_text:
-        problems["dataset"] = "choose a dataset or a raw text file, or upload yours."
+def parse_runnable(values: dict[str, Any]) -> Settings:
+    """Settings of a training that can start; raises SettingsError naming all that is wrong or missing."""
+    problems = _missing(values)
+    try:
+        settings = parse(values)
+    except SettingsError as error:
+        # What is wrong by itself hides what does not fit together: that is looked for in the rest.
+        rest = {name: value for name, value in values.items() if name not in error.problems}
+        try:
+            parse(rest)
+        except SettingsError as more:
+            problems |= more.problems
+        problems |= error.problems
     if problems:
-        raise SettingsError(_with_labels(problems))
+        raise SettingsError({name: problems[name] for name in (*Settings.model_fields, *problems) if name in problems})
+    return settings
+
+
+def _missing(values: dict[str, Any]) -> dict[str, str]:
+    """What a training cannot do without, by setting name."""
+    missing = {}
+    if not str(values.get("base_model", Settings.model_fields["base_model"].default)).strip():
+        missing["base_model"] = "choose one."
+    if not str(values.get("name", "")).strip():
+        missing["name"] = "type a name for the LoRA, for example my-first-lora."
+    if not values.get("dataset") and not values.get("raw_text"):
+        missing["dataset"] = "choose a dataset or a raw text file, or upload yours."
+    return _with_labels(missing)
 
 
 def _with_labels(problems: dict[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from training.dataset_files import check_rows, read_text
 from training.errors import UserError
 from training.paths import DATASET_SUFFIXES, PROJECT, TEXT_SUFFIXES, Folders, data_file
 from training.runs import Run, Status, create_run, list_runs
-from training.settings import Settings, check_runnable
+from training.settings import Settings, parse_runnable
 
 log = logging.getLogger(__name__)
 STOP_GRACE = 600.0  # seconds without a sign of life after a stop was asked for; a step of a large model takes long
@@ -155,7 +155,7 @@ def exit_cause(exit_code: int) -> str:
 
 def start(settings: Settings, folders: Folders) -> TrainingThread:
     """Make the run folder and launch its training thread; raises UserError when a run is going on or cannot be made."""
-    check_runnable(settings)
+    parse_runnable(settings.model_dump())
     locate_base_model(folders, settings.base_model)
     _check_data(settings, folders)
     folders.make()

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 from training.errors import UserError
@@ -25,6 +26,9 @@ def main() -> int:
     parser.add_argument("--datasets-dir", type=Path, default=Folders.datasets)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    # Said on every run and nothing the reader can act on: an optional kernel, and PEFT's use of an older name.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     run = Run(arguments.run_folder.resolve())
     folders = Folders(models=arguments.models_dir, datasets=arguments.datasets_dir, loras=run.folder.parent)
     # The page asks for a stop through the run folder; a shell or the system asks with a signal. Both save first.

@@ -80,7 +80,7 @@ class SettingsForm:
         if info.choices:
             return gr.Dropdown(choices=list(info.choices), **common)
         if info.kind is int:
-            return gr.Number(step=1, minimum=info.minimum, **common)
+            return gr.Number(step=1, **common)  # no minimum: Gradio's own refusal names no field
         return gr.Textbox(max_lines=1, **common)
 
 

@@ -87,7 +87,8 @@ def _facts(state: State, history: History) -> list[tuple[str, str]]:
         ("loss", f"{last.loss:.3f}"),
     ]
     if history.evaluations:
-        facts.append(("eval. loss", f"{history.evaluations[-1].loss:.3f}"))
+        evaluation = history.evaluations[-1]
+        facts.append((f"eval. at {evaluation.step:,}", f"{evaluation.loss:.3f}"))
     facts.append(("tokens/s", f"{history.tokens_per_second:,.0f}"))
     if state.status is Status.TRAINING and history.seconds_left is not None:
         facts.append(("time left", duration(history.seconds_left)))
@@ -107,12 +108,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
-def checkpoints_html(run: Run, history: History) -> str:
+def checkpoints_html(run: Run, history: History, active: bool = True) -> str:
     """A table of the checkpoints, newest first; those that were deleted to keep the last n are left out."""
     on_disk = {checkpoint.step for checkpoint in run.checkpoints()}
     rows = [event for event in reversed(history.checkpoints) if event.step in on_disk]
     if not rows:
-        return '<p class="graft-quiet">Checkpoints appear here as they are saved.</p>'
+        return '<p class="graft-quiet">Checkpoints appear here as they are saved.</p>' if active else ""
     body = "".join(
         f"<tr><td>{event.step:,}</td><td>{_loss(event.loss)}</td><td>{_loss(event.evaluation_loss)}</td>"
         f"<td><code>checkpoint-{event.step}</code></td></tr>"

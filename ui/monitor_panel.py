@@ -9,6 +9,7 @@ import gradio as gr
 
 from training import supervisor
 from training.errors import UserError
+from training.history import History
 from training.paths import Folders
 from training.runs import Run, State, Status, find_run, list_runs
 from ui.chart import chart_value, empty_chart, live_chart
@@ -17,7 +18,9 @@ from ui.monitor import Histories, checkpoints_html, status_html
 
 LATEST = ""  # the choice that follows whatever was started last
 _TICK = 1.0  # seconds
-_NO_RUN = '<p class="graft-quiet">No training yet. Fill in the form and click <b>Start LoRA Training</b>.</p>'
+_NO_RUN = (
+    '<p class="graft-quiet" id="no-run">No training yet. Fill in the form and click <b>Start LoRA Training</b>.</p>'
+)
 
 
 class Shown(NamedTuple):
@@ -135,8 +138,8 @@ class MonitorPanel:
         if other_run or (now.state, now.events_size) != (shown.state, shown.events_size):
             history = self._histories.read(run)
             updates[self.status] = status_html(run, state, history, stopping)
-            updates[self.chart] = chart_value(run.name, history)
-            updates[self.checkpoints] = checkpoints_html(run, history)
+            updates[self.chart] = _chart(run, state, history)
+            updates[self.checkpoints] = checkpoints_html(run, history, active)
         if other_run or now.log_size != shown.log_size:
             updates[self.log] = run.log_tail()
         return updates
@@ -168,6 +171,15 @@ def _find(runs: list[Run], choice: str) -> Run | None:
     if choice != LATEST:
         return next((run for run in runs if run.name == choice), None)
     return next((run for run in runs if run.state().status.active), runs[0] if runs else None)
+
+
+def _chart(run: Run, state: State, history: History) -> dict[str, Any]:
+    """The curves, with markers for the checkpoints that are still on the disk."""
+    if not history.steps and not state.status.active:
+        return empty_chart("There is no loss curve: this training ended before its first step.")
+    on_disk = {checkpoint.step for checkpoint in run.checkpoints()}
+    history.checkpoints = [event for event in history.checkpoints if event.step in on_disk]
+    return chart_value(run.name, history)
 
 
 def _size(path: Any) -> int:

@@ -85,6 +85,7 @@ def launch_options() -> dict[str, Any]:
             radius_size=gr.themes.sizes.radius_md,
         ).set(
             body_background_fill="*neutral_50",
+            checkbox_border_color="*neutral_400",
             block_label_background_fill="none",
             block_label_background_fill_dark="none",
             block_label_text_color="*body_text_color",

@@ -11,10 +11,10 @@ import gradio as gr
 from training import supervisor
 from training.copied_settings import copy_settings
 from training.errors import UserError
-from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
+from training.paths import DATASET_SUFFIXES, Folders
 from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
-from training.settings import parse
+from training.settings import parse_runnable
 from training.uploads import store_upload
 from ui.events import QUIET
 from ui.form import SettingsForm, default_values, untick_the_rest
@@ -22,6 +22,8 @@ from ui.monitor import Histories
 from ui.monitor_panel import LATEST, MonitorPanel
 
 _DATASET, _RAW_TEXT = "dataset", "raw_text"
+_OWN_IF_ANY = ("name", "raw_text")  # a preset fills these only where nothing stands yet
+_ABOUT_PRESETS = "Settings that suit a purpose."
 _SCROLL_TO_MONITOR = "() => document.getElementById('monitor').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
@@ -49,7 +51,7 @@ class TrainingTab:
                     choices=[p.label for p in self._presets],
                     value=first.label if first else None,
                     label="Preset",
-                    info=first.about if first else "Settings for a purpose.",
+                    info=first.about if first else _ABOUT_PRESETS,
                     elem_id="preset",
                 )
                 self._copy_from = gr.Dropdown(
@@ -85,41 +87,50 @@ class TrainingTab:
 
     def _build_data(self) -> None:
         render = self._form.render
-        self._kind = gr.State(_DATASET)
-        with gr.Tabs(selected=_DATASET, elem_id="data-kind") as self._data_tabs:
-            with gr.Tab("Formatted dataset", id=_DATASET) as dataset_tab:
-                with gr.Row():
-                    render("dataset", "data_format")
-                self._upload_dataset = self._upload_button(
-                    "Upload a .json or .jsonl", DATASET_SUFFIXES, "upload-dataset"
-                )
-                with gr.Row():
-                    render("train_on_answers_only", "too_long")
-            with gr.Tab("Raw text file", id=_RAW_TEXT) as text_tab:
-                render("raw_text")
-                self._upload_text = self._upload_button("Upload a .txt or .md", TEXT_SUFFIXES, "upload-text")
-                with gr.Row():
-                    render("overlap_length", "prefer_newline_cut", "hard_cut_string")
-        dataset_tab.select(lambda: _DATASET, None, self._kind, **QUIET)
-        text_tab.select(lambda: _RAW_TEXT, None, self._kind, **QUIET)
+        self._kind = gr.Radio(
+            [("Formatted dataset", _DATASET), ("Raw text file", _RAW_TEXT)],
+            value=_DATASET,
+            label="Train on",
+            info="Rows of questions and answers, or any text to continue.",
+            elem_id="data-kind",
+        )
+        with gr.Column() as self._dataset_box:
+            with gr.Row():
+                render("dataset", "data_format")
+            self._upload_dataset = self._upload_button("Upload a .json or .jsonl", "upload-dataset")
+            with gr.Row():
+                render("train_on_answers_only", "too_long")
+        with gr.Column(visible=False) as self._text_box:
+            render("raw_text")
+            self._upload_text = self._upload_button("Upload a .txt or .md", "upload-text")
+            with gr.Row():
+                render("overlap_length", "prefer_newline_cut", "hard_cut_string")
         with gr.Accordion("Evaluation", open=False, elem_id="evaluation-box"):
             with gr.Row():
                 render("evaluation_file", "held_out_share", "evaluate_every")
 
     @staticmethod
-    def _upload_button(label: str, suffixes: tuple[str, ...], elem_id: str) -> gr.UploadButton:
-        return gr.UploadButton(
-            label, file_types=list(suffixes), size="sm", min_width=0, elem_id=elem_id, elem_classes="graft-upload"
-        )
+    def _upload_button(label: str, elem_id: str) -> gr.UploadButton:
+        # Any kind of file can be picked: a wrong one gets a sentence of ours, where Gradio would only show its own.
+        return gr.UploadButton(label, size="sm", min_width=0, elem_id=elem_id, elem_classes="graft-upload")
 
     def wire(self, page: gr.Blocks) -> None:
         """Connect the form, its memory in the browser and the monitor; call once, inside the page."""
         form = self._form
         self.monitor.wire(page, self._start, self._copy_from)
         self._wire_memory(page)
-        filled = {*form.components, self._data_tabs, self._kind, self._message, self._preset}
-        self._preset.input(self._apply_preset, self._preset, filled, **QUIET)
-        self._copy_from.input(self._copy, self._copy_from, filled, **QUIET)
+        self._kind.change(
+            lambda kind: (gr.update(visible=kind == _DATASET), gr.update(visible=kind == _RAW_TEXT)),
+            self._kind,
+            [self._dataset_box, self._text_box],
+            **QUIET,
+        )
+        filled = {*form.components, self._kind, self._message, self._preset}
+        own = [form.controls[name] for name in _OWN_IF_ANY]
+        # Not `input`, which comes also when the reader only passes through the box.
+        self._preset.select(self._apply_preset, [self._preset, *own], filled, **QUIET)
+        self._preset.change(self._about_preset, self._preset, self._preset, **QUIET)
+        self._copy_from.select(self._copy, self._copy_from, filled, **QUIET)
         for button in (self._upload_dataset, self._upload_text):
             button.upload(self._upload, button, {*form.choice_controls, self._message}, api_visibility="private")
         modules = form.controls["target_modules"]
@@ -142,19 +153,27 @@ class TrainingTab:
         remembered = [self._kind, self._preset, *form.components]
         changes = [control.change for control in (*form.components, self._kind, self._preset)]
         gr.on(changes, None, remembered, memory, js="(...values) => [values]", **QUIET)
-        page.load(self._restore, memory, [*remembered, self._data_tabs], **QUIET)
+        page.load(self._restore, memory, remembered, **QUIET)
         page.load(form.refresh_choices, None, set(form.choice_controls), **QUIET)
 
     def _restore(self, kept: list[Any] | None) -> Any:
         names = list(self._form.controls)
         if not kept or len(kept) != len(names) + 2:  # nothing, or what another version of Graft wrote
             return gr.skip()
-        kind, preset, *values = kept
-        return [kind, preset, *values, gr.update(selected=kind)]
+        return kept
 
-    def _apply_preset(self, label: str) -> dict[Any, Any]:
+    def _apply_preset(self, label: str, *own: str) -> dict[Any, Any]:
         preset = next(p for p in self._presets if p.label == label)
-        return self._filled_with(values_of(preset)) | {self._message: "", self._preset: gr.update(info=preset.about)}
+        values = values_of(preset)
+        for name, value in zip(_OWN_IF_ANY, own, strict=True):
+            if value:
+                values.pop(name, None)
+        kind = _RAW_TEXT if preset.settings.get(_RAW_TEXT) else _DATASET if preset.settings.get(_DATASET) else None
+        return self._filled_with(values, kind) | {self._message: ""}
+
+    def _about_preset(self, label: str | None) -> Any:
+        preset = next((p for p in self._presets if p.label == label), None)
+        return gr.update(info=preset.about if preset else _ABOUT_PRESETS)
 
     def _copy(self, name: str | None) -> Any:
         if not name:
@@ -164,14 +183,13 @@ class TrainingTab:
         except UserError as error:
             return {self._message: problems_html([str(error)])}
         said = [f"The form shows the settings of '{name}'.", *copied.notes]
-        return self._filled_with(copied.settings.model_dump(mode="json")) | {self._message: news_html(said)}
+        kind = _RAW_TEXT if copied.settings.raw_text else _DATASET
+        filled = self._filled_with(copied.settings.model_dump(mode="json"), kind)
+        return filled | {self._message: news_html(said), self._preset: None}
 
-    def _filled_with(self, values: dict[str, Any]) -> dict[Any, Any]:
-        """Updates for the form's controls and, where `values` name data, for the kind of data."""
-        updates: dict[Any, Any] = dict(self._form.fill(values))
-        if kind := next((kind for kind in (_RAW_TEXT, _DATASET) if values.get(kind)), None):
-            updates |= {self._data_tabs: gr.update(selected=kind), self._kind: kind}
-        return updates
+    def _filled_with(self, values: dict[str, Any], kind: str | None) -> dict[Any, Any]:
+        """Updates for the form's controls and, where it is known, for the kind of data."""
+        return self._form.fill(values) | ({self._kind: kind} if kind else {})
 
     def _upload(self, file: str) -> dict[Any, Any]:
         try:
@@ -187,10 +205,14 @@ class TrainingTab:
         given = self._form.gather(values)
         given[_DATASET if kind == _RAW_TEXT else _RAW_TEXT] = ""
         try:
-            thread = supervisor.start(parse(given), self._folders)
+            settings = parse_runnable(given)
+            run = supervisor.start(settings, self._folders).training_run
         except UserError as error:
             return problems_html(str(error).splitlines()), gr.skip(), gr.skip()
-        return news_html([f"Training '{thread.training_run.name}' has started."]), LATEST, starts + 1
+        said = [f"Training '{run.name}' has started."]
+        if run.name != settings.name:
+            said.append(f"The name '{settings.name}' was taken.")
+        return news_html(said), LATEST, starts + 1
 
     def _run_names(self) -> list[str]:
         return [run.name for run in list_runs(self._folders)]

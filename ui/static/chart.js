@@ -47,7 +47,7 @@ function curves(value, colour) {
     const saved = checkpoints.step.map((step, index) => {
         const part = (name, number) => (number === null ? "" : `, ${name} ${number.toFixed(3)}`);
         const judged = checkpoints.evaluation[index];
-        return `step ${step}` + part("loss", checkpoints.loss[index]) + part("evaluation", judged);
+        return `step ${step}` + part("loss", checkpoints.loss[index]) + part("evaluation", judged) + " – click to chat";
     });
     return [
         curve("Learning rate", training.step, training.rate, {
