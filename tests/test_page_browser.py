@@ -211,6 +211,7 @@ def test_raw_text_is_uploaded_and_trained_without_the_page(
         ({"learning_rate": "fast"}, "Learning rate: 'fast' is not a number"),
         ({"batch_size": "2", "micro_batch_size": "4"}, "Micro-batch size: 4 is more than the batch size of 2"),
         ({"epochs": ""}, "Epochs: it is empty"),
+        ({"batch_size": "-3"}, "Batch size: -3 is too low"),
         ({"base_model": "no-such-folder"}, "Base model: there is no folder 'no-such-folder'"),
         ({"base_model": "some.gguf"}, "GGUF"),
         ({"dataset": "gone.json"}, "gone.json"),
@@ -243,6 +244,17 @@ def test_preset_fills_the_form_and_switches_the_kind_of_data(page: Page) -> None
     expect(_setting(page, "lora_rank")).to_have_value("32")
     expect(_setting(page, "raw_text")).to_be_visible()
     expect(_setting(page, "raw_text")).to_have_value("lighthouse_keeper.txt")
+    page.reload()
+    expect(_setting(page, "raw_text")).to_have_value("lighthouse_keeper.txt", timeout=60 * SECOND)
+    expect(page.locator("#preset")).to_contain_text("one text file")  # the description is that of this preset
+    # Passing through the box is no choice: what was changed by hand stays.
+    _fill(page, epochs="7")
+    page.locator("#preset input").focus()
+    page.keyboard.press("Tab")
+    page.locator("#copy-from input").focus()
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(1 * SECOND)  # an update that must not come cannot be waited for
+    expect(_setting(page, "epochs")).to_have_value("7")
 
 
 def test_all_linear_gives_way_to_a_single_module(page: Page) -> None:
