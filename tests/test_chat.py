@@ -218,9 +218,9 @@ def test_an_adapter_trained_again_under_its_name_is_read_again(chat: Chat, folde
 
 def test_unload_forgets_the_model(chat: Chat) -> None:
     expected = answer(chat)
-    assert chat.is_loaded()
+    assert chat._loaded
     chat.unload()
-    assert not chat.is_loaded()
+    assert not chat._loaded
     assert answer(chat) == expected
 
 
@@ -351,7 +351,7 @@ def test_running_out_of_memory_frees_the_model_and_says_what_to_do(
         patch.setattr("training.generation.write_answer", fails)
         with pytest.raises(UserError, match="Memory ran out: load the model in 4-bit"):
             answer(chat)
-    assert not chat.is_loaded()
+    assert not chat._loaded
     assert answer(chat)
 
 

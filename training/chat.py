@@ -129,10 +129,6 @@ class Chat:
         finally:
             job.closed.set()
 
-    def is_loaded(self) -> bool:
-        """Whether a model takes up memory."""
-        return self._loaded is not None
-
     def unload(self) -> None:
         """Free the model's memory, once the answer under way is done."""
         with self._lock:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Self, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -354,8 +353,6 @@ class SettingInfo:
     default: Any
     kind: type
     choices: tuple[str, ...]
-    minimum: Any
-    maximum: Any  # a number, or None where there is no bound
 
 
 def describe() -> list[SettingInfo]:
@@ -369,7 +366,6 @@ def _describe(name: str, field: FieldInfo) -> SettingInfo:
     literal = get_args(annotation)[0] if kind is list else annotation
     choices = get_args(literal) if get_origin(literal) is Literal else ()
     extra: Any = field.json_schema_extra
-    bounds: list[Any] = field.metadata
     return SettingInfo(
         name=name,
         label=str(field.title),
@@ -378,8 +374,6 @@ def _describe(name: str, field: FieldInfo) -> SettingInfo:
         default=field.default,
         kind=str if get_origin(kind) is Literal else kind,
         choices=choices or tuple(extra["choices"]),
-        minimum=next((m.ge if isinstance(m, Ge) else m.gt for m in bounds if isinstance(m, Ge | Gt)), None),
-        maximum=next((m.le if isinstance(m, Le) else m.lt for m in bounds if isinstance(m, Le | Lt)), None),
     )
 
 
