@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import add_base, add_dataset, make_folders
+from training import supervisor
 from training.__main__ import build_parser, main
+from training.errors import UserError
 from training.paths import PROJECT, Folders
 from training.runs import Run, Status
 from training.settings import Settings
@@ -49,11 +51,11 @@ def test_trains_a_dataset_that_lies_elsewhere(
     source.rename(tmp_path / "elsewhere.json")
     monkeypatch.chdir(tmp_path)  # the worker runs in another folder, so the name must not be relative to this one
     flags = ["--dataset=elsewhere.json", "--name=shell", "--base-model=tiny", "--epochs=1", "--batch-size=4"]
-    assert main([*_folder_flags(folders), *flags, "--no-train-on-answers-only"]) == 0
+    assert main([*_folder_flags(folders), *flags, "--train-on=everything"]) == 0
     run = Run(folders.loras / "shell")
     assert run.state().status is Status.DONE
     assert run.has_adapter()
-    assert run.settings().train_on_answers_only is False
+    assert run.settings().train_on == "everything"
     assert "Done" in capsys.readouterr().out
 
 
@@ -64,6 +66,11 @@ def test_trains_a_dataset_that_lies_elsewhere(
         (["--micro-batch-size=64"], "Micro-batch size"),
         (["--name=../x"], "Name"),
         (["--dataset=none.json"], "none.json"),
+        (["--dataset", "pairs.json", "none.json"], "none.json"),
+        (["--precision=2-bit"], "Load in"),
+        (["--target-modules=router"], "Target modules"),
+        (["--data-format=nonsense"], "Data format"),
+        ([f"--dataset={'x' * 5000}"], "no file or folder"),
         (["--base-model=nobody"], "Base model"),
         (["--preset=Nope"], "Quick demo"),
         (["--copy-settings-from=nobody"], "nobody"),
@@ -87,3 +94,27 @@ def test_preset_and_copied_settings_are_the_start(folders: Folders, capsys: pyte
     assert main([*_folder_flags(folders), "--copy-settings-from=first", "--name=second", "--lora-alpha=8"]) == 0
     second = Run(folders.loras / "second").settings()
     assert (second.lora_rank, second.lora_alpha, second.batch_size) == (64, 8, 8)
+
+
+def test_several_files_folders_and_a_format_file(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in datasets/ keeps its name, what lies elsewhere gets its whole path."""
+    (tmp_path / "more").mkdir()
+    (folders.datasets / "pairs.json").rename(tmp_path / "more" / "other.json")
+    add_dataset(folders)
+    monkeypatch.chdir(tmp_path)
+    started: list[Settings] = []
+
+    def start(settings: Settings, _: Folders) -> None:
+        started.append(settings)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(supervisor, "start", start)
+    flags = ["--dataset", "pairs.json", "more", "--data-format=mine.json", "--evaluation-file=more/other.json"]
+    assert main([*_folder_flags(folders), "--name=x", "--preset=Raw text", *flags]) == 1
+    (settings,) = started
+    assert settings.dataset == ["pairs.json", str(tmp_path / "more")]
+    assert settings.raw_text == []  # which the preset brought along
+    assert settings.data_format == "mine.json"
+    assert settings.evaluation_file == str(tmp_path / "more" / "other.json")

@@ -10,9 +10,10 @@ import pytest
 
 from training.copied_settings import copy_settings
 from training.errors import UserError
+from training.parsing import parse
 from training.paths import Folders
 from training.runs import Run
-from training.settings import ALL_LINEAR, Settings, parse
+from training.settings import ALL_LINEAR, Settings
 
 # As text-generation-webui wrote it.
 OLD: dict[str, Any] = {
@@ -80,12 +81,12 @@ def test_old_page_settings_are_translated(folders: Folders) -> None:
     assert (settings.batch_size, settings.micro_batch_size, settings.epochs) == (128, 4, 3)
     assert (settings.learning_rate, settings.scheduler) == (3e-4, "linear")
     assert (settings.lora_rank, settings.lora_alpha, settings.lora_dropout) == (32, 64, 0.05)
-    assert (settings.cutoff_length, settings.overlap_length, settings.prefer_newline_cut) == (256, 64, 32)
+    assert (settings.cutoff_length, settings.overlap_length, settings.prefer_line_cut) == (256, 64, 32)
     assert (settings.save_every, settings.evaluate_every, settings.stop_at_loss) == (25, 100, 1.5)
     assert settings.warmup == 4  # 100 micro-batches of warm-up at 32 a step
     assert settings.target_modules == ["q_proj", "o_proj"]
-    assert settings.dataset == "pirates.json"
-    assert settings.train_on_answers_only
+    assert (settings.dataset, settings.raw_text) == (["pirates.json"], [])
+    assert settings.train_on == "answers"
     assert settings.if_exists == "new version"  # nothing is overwritten because an old file says so
     assert any("alpaca-format" in note for note in copied.notes)
 
@@ -100,8 +101,7 @@ def test_old_page_without_ticks_trained_two_modules(folders: Folders) -> None:
 def test_old_page_raw_text(folders: Folders) -> None:
     (folders.datasets / "book.txt").write_text("words")
     settings = copy_settings(folders, _run(folders, training_parameters=OLD | {"raw_text_file": "book"})).settings
-    assert settings.raw_text == "book.txt"
-    assert settings.dataset == ""
+    assert (settings.dataset, settings.raw_text) == ([], ["book.txt"])
 
 
 def test_what_graft_does_not_have_becomes_the_default_and_is_said(folders: Folders) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from training.parsing import parse
 from training.paths import Folders
-from training.settings import Settings, describe, parse
-from ui.form import SettingsForm, default_values, untick_the_rest
+from training.settings import Settings, describe
+from ui.form import default_values, untick_the_rest
 from ui.monitor import Histories
 from ui.training_tab import TrainingTab
 
@@ -25,12 +26,8 @@ def tab(tmp_path: Path) -> TrainingTab:
     return tab
 
 
-def _form(tab: TrainingTab) -> SettingsForm:
-    return tab._form
-
-
 def test_every_setting_has_a_control_with_its_label_and_help(tab: TrainingTab) -> None:
-    controls: dict[str, Any] = _form(tab).controls
+    controls: dict[str, Any] = tab.form.controls
     assert set(controls) == set(Settings.model_fields)
     for info in describe():
         assert controls[info.name].label == info.label
@@ -38,14 +35,16 @@ def test_every_setting_has_a_control_with_its_label_and_help(tab: TrainingTab) -
 
 
 def test_values_survive_the_way_through_the_form(tab: TrainingTab) -> None:
-    asked = parse({"name": "n", "learning_rate": 1.5e-5, "epochs": 2.5, "target_modules": ["q_proj"], "seed": 7})
-    form = _form(tab)
+    asked = parse(
+        {"name": "n", "learning_rate": 1.5e-5, "epochs": 2.5, "target_modules": ["q_proj"], "dataset": ["a", "b"]}
+    )
+    form = tab.form
     shown = form.fill(asked.model_dump(mode="json"))
     assert parse(form.gather(tuple(shown[control]["value"] for control in form.components))) == asked
 
 
 def test_partial_values_leave_the_others_alone(tab: TrainingTab) -> None:
-    form = _form(tab)
+    form = tab.form
     updates = form.fill({"lora_rank": 4})
     assert list(updates) == [form.controls["lora_rank"]]
     assert updates[form.controls["lora_rank"]]["value"] == 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
+from training.events import CheckpointSaved, Evaluation, Event, Note, Preparing, Started, Step
 from training.history import History, smoothed
 
 
@@ -72,6 +72,14 @@ def test_beginning_anew_forgets_all_steps() -> None:
         Started(from_step=0, total_steps=9, epochs=1), step(1), Started(from_step=0, total_steps=9, epochs=1)
     )
     assert history.steps == []
+
+
+def test_rows_prepared_so_far() -> None:
+    history = history_of(Preparing(records=500), Preparing(records=1500))
+    assert history.records_prepared == 1500 and history.progress == 0
+    copy = history.copy()
+    history.add(Preparing(records=2000))
+    assert copy.records_prepared == 1500
 
 
 def test_smoothing_by_hand() -> None:

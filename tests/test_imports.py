@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = sorted((ROOT / "training").glob("*.py"))
+CORE = sorted((ROOT / "training").rglob("*.py"))
 PAGE = ("gradio", "plotly", "ui", "app")
 HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets")
 
@@ -47,6 +47,14 @@ def test_page_leaves_training_to_the_worker(path: Path) -> None:
     "module",
     [
         "training.settings",
+        "training.parsing",
+        "training.paths",
+        "training.uploads",
+        "training.data_files",
+        "training.dataset_format",
+        "training.chat_templates",
+        "training.presets",
+        "training.copied_settings",
         "training.runs",
         "training.supervisor",
         "training.history",

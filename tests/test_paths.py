@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,16 +11,20 @@ import pytest
 from tests.tiny import make_folders
 from training.errors import UserError
 from training.paths import (
+    DATASET_SUFFIXES,
     MAX_NAME_LENGTH,
     TEXT_SUFFIXES,
     Folders,
     data_file,
+    data_files,
     list_data_files,
     list_models,
     replaced_atomically,
     safe_name,
     write_atomically,
 )
+
+_POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders, and asks for rights to link")
 
 
 @pytest.mark.parametrize(
@@ -117,18 +123,88 @@ def test_no_such_data_file(tmp_path: Path, name: str) -> None:
         data_file(make_folders(tmp_path), name)
 
 
+def _data(tmp_path: Path, *names: str) -> Folders:
+    folders = make_folders(tmp_path)
+    for name in names:
+        path = folders.datasets / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folders
+
+
+@_POSIX
+def test_data_files_and_folders_in_their_order(tmp_path: Path) -> None:
+    inside = ("set/b.json", "set/a.CSV", "set/deep/er/c.parquet", "x.json/d.tsv")
+    others = ("set/.hidden.json", "set/.git/e.json", "set/notes.txt", "set/.a.CSV.columns")
+    folders = _data(tmp_path, "z.jsonl", *inside, *others)
+    outside = tmp_path / "outside.json"
+    outside.touch()
+    (folders.datasets / "set" / "gone.json").symlink_to("nowhere")
+    os.mkfifo(folders.datasets / "set" / "pipe.json")
+    found = data_files(folders, ["z.jsonl", "set", "x.json", str(outside)], DATASET_SUFFIXES)
+    names = ["z.jsonl", *sorted(inside[:3]), "x.json/d.tsv"]
+    assert found == [*(folders.datasets / name for name in names), outside]
+    assert data_files(folders, ["set/"], TEXT_SUFFIXES) == [folders.datasets / "set" / "notes.txt"]
+
+
+@_POSIX
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "No data file is chosen"),
+        (["", "a.json"], "No data file is chosen"),
+        (["a.json", "none.json"], "There is no file or folder 'none.json'"),
+        (["x" * 5000], "There is no file or folder"),
+        (["a\0b"], "There is no file or folder"),
+        (["a.txt"], "'a.txt' is of another kind"),
+        (["empty"], "The folder 'empty' holds no file that ends in one of .json, .jsonl, .csv, .tsv, .parquet"),
+        (["a.json", "a.json"], r"The file a\.json is chosen twice \('a.json' and 'a.json'\)"),
+        (["set/b.json", "set/"], r"The file b\.json is chosen twice \('set/b.json' and 'set/'\)"),
+        (["a.json", "same.json"], "The file a.json is chosen twice"),
+        (["pipe.json"], "'pipe.json' is neither a file nor a folder"),
+    ],
+)
+def test_data_files_that_cannot_be(tmp_path: Path, names: list[str], says: str) -> None:
+    folders = _data(tmp_path, "a.json", "a.txt", "set/b.json", "empty/a.txt", "empty/.b.json")
+    (folders.datasets / "same.json").symlink_to("a.json")
+    os.mkfifo(folders.datasets / "pipe.json")
+    with pytest.raises(UserError, match=says):
+        data_files(folders, names, DATASET_SUFFIXES)
+
+
+def test_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = _data(tmp_path, "set/a.json")
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refused)
+    with pytest.raises(UserError, match=r"set cannot be read \(Permission denied\)"):
+        data_files(folders, ["set"], DATASET_SUFFIXES)
+
+
 def test_lists(tmp_path: Path) -> None:
     folders = make_folders(tmp_path)
     for name in ("b.TXT", "A.md", ".hidden.txt", "c.json"):
         (folders.datasets / name).touch()
     (folders.datasets / "folder.txt").mkdir()
+    for name in ("Set/deep/a.md", ".hidden/a.md", "Rows/a.json", "Secret/.a.md"):
+        (folders.datasets / name).parent.mkdir(parents=True)
+        (folders.datasets / name).touch()
     (folders.models / "whole").mkdir()
     (folders.models / "whole" / "config.json").touch()
     (folders.models / "empty").mkdir()
-    assert list_data_files(folders, TEXT_SUFFIXES) == ["A.md", "b.TXT"]
+    assert list_data_files(folders, TEXT_SUFFIXES) == ["A.md", "b.TXT", "Set/"]
     assert list_models(folders) == ["whole"]
     nowhere = Folders(models=tmp_path / "x", datasets=tmp_path / "y")
     assert list_data_files(nowhere, TEXT_SUFFIXES) == list_models(nowhere) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_no_browser_could_show_is_left_out(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path)
+    Path(os.fsdecode(os.fsencode(folders.datasets) + b"/\xff.txt")).touch()
+    assert list_data_files(folders, TEXT_SUFFIXES) == []
 
 
 def test_writing_replaces_the_whole_file(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from training.errors import UserError
-from training.paths import Folders, data_file
+from training.parsing import parse_runnable
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files
 from training.presets import FIRST_VISIT, load_preset, load_presets
-from training.settings import Settings, parse_runnable
+from training.settings import Settings
 
 SHIPPED = sorted(Folders.presets.glob("*.json"))
 
@@ -20,9 +21,9 @@ def test_shipped_preset_is_valid_and_says_what_it_is_for(path: Path) -> None:
     assert preset.label
     assert preset.about.endswith(".")
     assert set(preset.settings) <= set(Settings.model_fields)
-    for name in ("dataset", "raw_text"):
+    for name, suffixes in (("dataset", DATASET_SUFFIXES), ("raw_text", TEXT_SUFFIXES)):
         if preset.settings.get(name):
-            data_file(Folders(), preset.settings[name])
+            assert data_files(Folders(), preset.settings[name], suffixes)
 
 
 def test_promised_presets_ship() -> None:

@@ -129,7 +129,13 @@ def test_exit_causes() -> None:
 def test_command_names_the_run_and_the_folders(run: Run, folders: Folders) -> None:
     command = worker_command(run, folders)
     assert command[:3] == [sys.executable, "-m", "training.worker"]
-    assert {str(run.folder), str(folders.models), str(folders.datasets)} <= set(command)
+    assert {
+        str(run.folder),
+        str(folders.models),
+        str(folders.datasets),
+        str(folders.formats),
+        str(folders.templates),
+    } <= set(command)
 
 
 # start()
@@ -167,13 +173,19 @@ def test_one_run_at_a_time(ready: Folders) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "none.json"}, "no file 'none.json'"),
-        ({"dataset": "broken.json"}, "broken.json is not valid JSON"),
-        ({"dataset": "odd.json"}, "No row has the keys"),
-        ({"dataset": "", "raw_text": "none.txt"}, "no file 'none.txt'"),
+        ({"dataset": "none.json"}, "no file or folder 'none.json'"),
+        ({"dataset": "broken.json"}, "broken.json ends in the middle of row 1"),
+        ({"dataset": "odd.json"}, "No row has the columns"),
+        ({"dataset": "", "raw_text": "none.txt"}, "no file or folder 'none.txt'"),
         ({"dataset": "", "raw_text": "empty.txt"}, "empty.txt is empty"),
-        ({"evaluation_file": "none.json"}, "no file 'none.json'"),
-        ({"evaluation_file": "odd.json"}, "No row has the keys"),
+        ({"evaluation_file": "none.json"}, "no file or folder 'none.json'"),
+        ({"evaluation_file": "odd.json"}, "No row has the columns"),
+        ({"dataset": ["pairs.json", "odd.json"]}, "odd.json: No row has the columns"),
+        ({"dataset": ["pairs.json", "pairs.json"]}, "chosen twice"),
+        ({"dataset": ["empty"]}, "holds no file that ends in"),
+        ({"data_format": "columns"}, "are not assigned"),
+        ({"data_format": "none.json"}, r"none\.json"),
+        ({"chat_template": "none"}, "no chat template 'none'"),
         ({"base_model": "none"}, "no folder 'none'"),
         ({"base_model": "x" * 5000}, "no folder"),
         ({"base_model": "model.gguf"}, "single file"),
@@ -184,6 +196,7 @@ def test_what_cannot_start_makes_no_folder(ready: Folders, changes: dict[str, An
     (ready.datasets / "broken.json").write_text("[{")
     (ready.datasets / "odd.json").write_text('[{"frage": 1}]')
     (ready.datasets / "empty.txt").touch()
+    (ready.datasets / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         start(make_settings(**changes), ready)
     assert list(ready.loras.iterdir()) == []

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tests.tiny import add_base, add_dataset, make_folders, make_settings
 from training import pipeline, worker
 from training.errors import UserError
-from training.events import Note
+from training.events import Note, Preparing, Started
 from training.paths import Folders
 from training.runs import EventReader, Run, Status, create_run
 from training.worker import cause_in_words
@@ -50,7 +50,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
 
 
 def work(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> int:
-    arguments = ["--models-dir", str(folders.models), "--datasets-dir", str(folders.datasets)]
+    flags = {"models": folders.models, "datasets": folders.datasets, "formats": folders.formats}
+    arguments = [text for name, folder in flags.items() for text in (f"--{name}-dir", str(folder))]
     monkeypatch.setattr(sys, "argv", ["worker", str(run.folder), *arguments])
     return worker.main()
 
@@ -66,6 +67,36 @@ def test_stopped_run(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     run.request_stop()
     assert work(folders, run, monkeypatch) == 0
     assert run.state().status is Status.STOPPED
+
+
+def many_rows(folders: Folders) -> None:
+    add_dataset(folders, [{"question": f"Q{n}", "answer": "yes"} for n in range(1200)])
+
+
+def test_stop_while_the_data_is_prepared(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for the data, nor load the model, and nothing half prepared is left."""
+    many_rows(folders)
+    monkeypatch.setattr(pipeline.model, "load_base", lambda *_: pytest.fail("the model is loaded"))
+    run = create_run(folders, make_settings())
+    run.request_stop()
+    assert work(folders, run, monkeypatch) == 0
+    state = run.state()
+    assert state.status is Status.STOPPED and "before the first step" in state.cause
+    assert not run.receipt_file.exists() and not run.checkpoints()
+    assert list((folders.datasets / ".prepared").iterdir()) == []
+    assert not any(isinstance(event, Started) for event in EventReader(run).read_new())
+
+
+def test_preparation_says_how_far_it_is(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    many_rows(folders)
+    monkeypatch.setattr(pipeline, "_SECONDS_BETWEEN_COUNTS", 0)
+    monkeypatch.setattr(pipeline.model, "load_base", lambda *_: (_ for _ in ()).throw(UserError("far enough")))
+    run = create_run(folders, make_settings())
+    assert work(folders, run, monkeypatch) == 1
+    events = EventReader(run).read_new()
+    assert [event.records for event in events if isinstance(event, Preparing)] == [500, 1000]
+    assert work(folders, run, monkeypatch) == 1  # all is prepared: there is nothing to say
+    assert [event.records for event in EventReader(run).read_new() if isinstance(event, Preparing)] == [500, 1000]
 
 
 @pytest.mark.parametrize("error", [UserError("The reason."), RuntimeError("odd")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,10 +16,11 @@ from training.copied_settings import copy_settings
 from training.errors import UserError
 from training.events import Note
 from training.history import History
+from training.parsing import parse_runnable
 from training.paths import Folders
 from training.presets import load_presets, values_of
 from training.runs import EventReader, Run, Status, find_run
-from training.settings import SettingInfo, describe, parse_runnable
+from training.settings import SettingInfo, describe
 
 _POLL = 0.5  # seconds
 
@@ -51,10 +53,10 @@ def _add_flag(group: Any, info: SettingInfo) -> None:
     if info.kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif info.kind is list:
-        group.add_argument(flag, nargs="+", choices=info.choices, metavar="MODULE", help=text)
+        group.add_argument(flag, nargs="+", metavar="MODULE" if info.choices else "FILE", help=text)
     else:
-        # Numbers stay text here: the declaration checks them and says what is wrong in words.
-        group.add_argument(flag, choices=info.choices or None, metavar=info.kind.__name__.upper(), help=text)
+        # All stays text here: the declaration checks it and says what is wrong in words.
+        group.add_argument(flag, metavar=info.kind.__name__.upper(), help=text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,16 +96,23 @@ def _starting_values(folders: Folders, preset: str, earlier: str) -> dict[str, A
 def _with_full_paths(folders: Folders, given: dict[str, Any]) -> dict[str, Any]:
     """Files named relative to the shell's folder, which the worker does not share, get their whole path."""
     result = dict(given)
-    for name in ("dataset", "raw_text", "evaluation_file"):
-        value = given.get(name)
-        if value and not (folders.datasets / value).is_file() and Path(value).is_file():
-            result[name] = str(Path(value).absolute())
+    for name in ("dataset", "raw_text"):
+        if name in given:
+            result[name] = [_full_path(folders, value) for value in given[name]]
+    if "evaluation_file" in given:
+        result["evaluation_file"] = _full_path(folders, given["evaluation_file"])
     # The last choice of data wins over the one that a preset or a copy brought along.
     if given.get("dataset") and "raw_text" not in given:
-        result["raw_text"] = ""
+        result["raw_text"] = []
     if given.get("raw_text") and "dataset" not in given:
-        result["dataset"] = ""
+        result["dataset"] = []
     return result
+
+
+def _full_path(folders: Folders, name: str) -> str:
+    # Not Path.exists, which raises for a name longer than the system allows.
+    is_elsewhere = name and not os.path.exists(folders.datasets / name) and os.path.exists(name)
+    return str(Path(name).absolute()) if is_elsewhere else name
 
 
 def _follow(thread: supervisor.TrainingThread) -> int:

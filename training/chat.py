@@ -201,7 +201,7 @@ class Chat:
 
     def _tokenizer(self, source: str, what: ChatModel) -> PreTrainedTokenizerBase:
         """With the template of the training: the one saved with the adapter, else what the training would take."""
-        from training.data import add_template
+        from training.chat_templates import OWN, use_template
         from training.model import load_tokenizer
 
         saved = find_run(self._folders, what.adapter).folder if what.adapter else None
@@ -210,7 +210,7 @@ class Chat:
             if tokenizer.chat_template:
                 return tokenizer
         tokenizer = load_tokenizer(source)
-        add_template(tokenizer)
+        use_template(tokenizer, self._folders, OWN)
         return tokenizer
 
     def _drop(self) -> None:

@@ -10,9 +10,11 @@ from typing import Any, get_args
 
 from training.adapters import base_of
 from training.errors import SettingsError, UserError
+from training.formats import FORMAT_FILE_SUFFIX
+from training.parsing import parse
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
 from training.runs import ADAPTER_CONFIG, SETTINGS_FILE, Run
-from training.settings import ALL_LINEAR, Settings, TargetModule, parse
+from training.settings import ALL_LINEAR, Settings, TargetModule
 
 OLD_SETTINGS_FILE = "training_parameters.json"
 _SAME_MEANING = {  # text-generation-webui's name: Graft's
@@ -62,13 +64,13 @@ def _from_old_page(folders: Folders, run: Run) -> tuple[dict[str, Any], list[str
     values = _from_adapter(folders, run) if (run.folder / ADAPTER_CONFIG).is_file() else {}
     values |= {new: old[name] for name, new in _SAME_MEANING.items() if name in old}
     values["name"] = str(old.get("lora_name") or run.name)
-    values["train_on_answers_only"] = bool(old.get("train_only_after"))
+    values["train_on"] = "answers" if old.get("train_only_after") else "everything"
     values["held_out_share"] = 0.0  # it had no such thing
     ticked = [module for module in get_args(TargetModule) if old.get(f"{module}_en")]
     # Before there were tick boxes it trained these two.
     values["target_modules"] = ticked or values.get("target_modules") or ["q_proj", "v_proj"]
     if "newline_favor_len" in old:  # it counted characters
-        values["prefer_newline_cut"] = int(old["newline_favor_len"]) // _CHARACTERS_PER_TOKEN
+        values["prefer_line_cut"] = int(old["newline_favor_len"]) // _CHARACTERS_PER_TOKEN
     if "warmup_steps" in old:
         # It divided the number it asked for by the gradient accumulation.
         accumulation = max(1, int(old.get("batch_size", 1)) // max(1, int(old.get("micro_batch_size", 1))))
@@ -80,7 +82,13 @@ def _from_old_page(folders: Folders, run: Run) -> tuple[dict[str, Any], list[str
         values["dataset"] = ""
     notes = []
     if old.get("format") not in (None, "", "None"):
-        notes.append(f"Its data format '{old['format']}' is replaced by auto and the model's own chat template.")
+        format_file = f"{old['format']}{FORMAT_FILE_SUFFIX}"
+        if (folders.formats / format_file).is_file():
+            values["data_format"] = format_file
+        else:
+            notes.append(
+                f"Its data format '{old['format']}' is replaced by auto: to use it, upload {format_file} as a dataset."
+            )
     return values, notes
 
 

@@ -1,99 +1,99 @@
-"""Turns conversations and texts into token ids and labels: the one place that decides which tokens are trained.
-
-Labels are the ids where a token is trained and IGNORED elsewhere; the shift by one position is left to the loss.
-"""
+"""Turns conversations and texts into token ids and says which of them are trained: the one place that decides it."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from training.errors import UserError
-from training.formats import Message, RowError
+from training.answers import AnswerFinder, Rendered, TrainOn
+from training.formats import Conversation, RowError, Text
+from training.token_spans import Encoded, SpanTokenizer
 
-IGNORED = -100  # what torch's cross entropy leaves out
-# Some models that can reason put this before an answer without thoughts. They have to write it, so it is trained too.
-_NO_THOUGHT = re.compile(r"^\s*<think>\s*</think>\s*")
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids, their labels, and where in the user's file they come from."""
-
-    input_ids: list[int]
-    labels: list[int]
-    source: str
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens that count in the loss; the first has nothing before it to be predicted from."""
-        return sum(label != IGNORED for label in self.labels[1:])
+Converted = Conversation | Text
 
 
-def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], source: str, *, answers_only: bool
-) -> Example:
-    """The conversation in the chat template; with `answers_only` each assistant turn and its end is trained.
+class Encoder:
+    """Encodes in batches, with one tokenizer and its chat template."""
 
-    Raises RowError when the template refuses the conversation, and UserError when it hides where the answers are.
-    """
-    text = _render(tokenizer, messages)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = encoded["input_ids"]
-    if not answers_only:
-        return Example(ids, list(ids), source)
-    spans = _answer_spans(tokenizer, messages, text)
-    labels = [
-        token if any(start < span_end and end > span_start for span_start, span_end in spans) else IGNORED
-        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
-    return Example(ids, labels, source)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) -> None:
+        self._train_on = train_on
+        self._answers = AnswerFinder(tokenizer)
+        self._spans = SpanTokenizer(tokenizer)
+        self._start, self._end = text_borders(tokenizer)
+
+    def encode(self, converted: Sequence[Converted]) -> list[Encoded | RowError]:
+        """Each conversation in the chat template, each text between its start and end token; or why it cannot be.
+
+        What is trained of them decodes to the answers and what ends each, or all of a text where it names no answers.
+        """
+        return next(self.encode_all([converted]))
+
+    def encode_all(self, batches: Iterable[Sequence[Converted]]) -> Iterator[list[Encoded | RowError]]:
+        """The same for batch after batch; while one is tokenized, the next is taken and rendered."""
+        waiting: deque[tuple[Sequence[Converted], list[Rendered | RowError], Future[list[list[int]]]]] = deque()
+        with ThreadPoolExecutor(1) as executor:
+            for batch in batches:
+                rendered = [self._rendered(one) for one in batch]
+                texts = [one.text for one in rendered if isinstance(one, Rendered)]
+                waiting.append((batch, rendered, executor.submit(self._spans.ids, texts)))
+                if len(waiting) > 1:
+                    yield self._finished(*waiting.popleft())
+            while waiting:
+                yield self._finished(*waiting.popleft())
+
+    def _finished(
+        self, batch: Sequence[Converted], rendered: list[Rendered | RowError], tokenized: Future[list[list[int]]]
+    ) -> list[Encoded | RowError]:
+        ids = iter(tokenized.result())
+        return [
+            result if isinstance(result, RowError) else self._encoded(one, result, next(ids))
+            for one, result in zip(batch, rendered, strict=True)
+        ]
+
+    def _encoded(self, one: Converted, rendered: Rendered, ids: list[int]) -> Encoded | RowError:
+        encoded = self._spans.encoded(rendered, ids)
+        return self._with_borders(one, encoded) if isinstance(one, Text) and isinstance(encoded, Encoded) else encoded
+
+    def _rendered(self, one: Converted) -> Rendered | RowError:
+        if isinstance(one, Text):
+            whole = not one.answers or self._train_on == "everything"
+            return Rendered(one.text, [(0, len(one.text))] if whole else list(one.answers))
+        try:
+            return self._answers.render(one, self._train_on)
+        except RowError as error:
+            return error
+
+    def _with_borders(self, text: Text, encoded: Encoded) -> Encoded:
+        """A text with its start and end token, and trained up to its end: so the model learns to stop.
+
+        Texts made for another program often have them already.
+        """
+        ids = encoded.input_ids
+        start = [] if ids[: len(self._start)] == self._start else self._start
+        end = [] if self._end and ids[-1:] == self._end else self._end
+        trained = [(first + len(start), last + len(start)) for first, last in encoded.trained]
+        ids = [*start, *ids, *end]
+        if not text.answers or self._train_on == "everything":
+            trained = [(0, len(ids))]
+        elif trained:
+            trained[-1] = (trained[-1][0], len(ids))
+        return Encoded(encoded.text, ids, trained)
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, source: str) -> Example:
-    """Plain text with the tokenizer's own start token, if it has one, and an end token; all of it is trained."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-        ids = [*ids, tokenizer.eos_token_id]
-    return Example(ids, list(ids), source)
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Converted], train_on: TrainOn
+) -> list[Encoded | RowError]:
+    """What an `Encoder` made for these alone gives."""
+    return Encoder(tokenizer, train_on).encode(conversations)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, prompt_answer: bool = False) -> str:
-    try:
-        # As a batch of one: only so does the library take a conversation without turns, as before a first answer.
-        return str(tokenizer.apply_chat_template([messages], tokenize=False, add_generation_prompt=prompt_answer)[0])
-    except TemplateError as error:
-        raise RowError(f"the model's chat template refuses it ({error})") from error
-
-
-def _answer_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str) -> list[tuple[int, int]]:
-    """Where in `text` the assistant's turns stand, each with its end-of-turn token, as (start, end) in characters.
-
-    A turn begins where the prompt for it ends and ends where the conversation up to it ends. That holds for templates
-    that only ever append; for any other, training on a guess is refused.
-    """
-    spans = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(tokenizer, messages[:number], prompt_answer=True)
-        through = _render(tokenizer, messages[: number + 1])
-        if not (through.startswith(before) and text.startswith(through.rstrip())):
-            raise _unknown_answers()
-        turn = through[len(before) :].rstrip()
-        answer = message["content"].strip()
-        if not (turn.lstrip().startswith(answer) or _NO_THOUGHT.sub("", turn).startswith(answer)):
-            raise _unknown_answers()
-        # White space after the end-of-turn token belongs to the layout; inside the answer it stays.
-        spans.append((len(before), len(before) + max(len(turn), len(answer))))
-    return spans
-
-
-def _unknown_answers() -> UserError:
-    return UserError(
-        "Train only on answers: this model's chat template rewrites earlier turns, so it cannot be told for certain "
-        "which tokens are answers. Untick it to train on everything, or choose another base model."
-    )
+def text_borders(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that stand before a plain text, as the tokenizer has it, and the end token behind it."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    with_special: list[int] = tokenizer("a")["input_ids"]
+    found = next(i for i in range(len(with_special) + 1) if with_special[i : i + len(plain)] == plain)
+    end = tokenizer.eos_token_id
+    return with_special[:found], [] if end is None else [end]

@@ -15,6 +15,13 @@ class _Event(BaseModel):
     time: float = Field(default_factory=time.time)  # seconds since 1970
 
 
+class Preparing(_Event):
+    """The data is being read: so many rows or chunks so far. Nothing is reported for data that was prepared before."""
+
+    type: Literal["preparing"] = "preparing"
+    records: int
+
+
 class Started(_Event):
     """The data is ready and training begins, or goes on after `from_step` of `total_steps`."""
 
@@ -63,5 +70,5 @@ class Note(_Event):
     text: str
 
 
-Event = Annotated[Started | Step | Evaluation | CheckpointSaved | Note, Field(discriminator="type")]
+Event = Annotated[Preparing | Started | Step | Evaluation | CheckpointSaved | Note, Field(discriminator="type")]
 event_reader: TypeAdapter[Event] = TypeAdapter(Event)

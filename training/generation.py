@@ -102,7 +102,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     turns = [{"role": "user", "content": answer}, {"role": "assistant", "content": answer}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     after = tokenizer(text[text.rfind(answer) + len(answer) :].strip(), add_special_tokens=False)["input_ids"]
-    if after and after[0] in tokenizer.all_special_ids:
+    if after and (after[0] in tokenizer.all_special_ids or after[0] in tokenizer.added_tokens_decoder):
         ends.add(after[0])
     return sorted(end for end in ends if end is not None)
 

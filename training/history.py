@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
+from training.events import CheckpointSaved, Evaluation, Event, Note, Preparing, Started, Step
 
 _RECENT_STEPS = 20  # enough to smooth the speed, few enough to follow a change
 
@@ -18,10 +18,13 @@ class History:
     checkpoints: list[CheckpointSaved] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     total_steps: int = 0
+    records_prepared: int = 0  # rows or chunks, while the data is being read
 
     def add(self, event: Event) -> None:
         """Take in one event."""
         match event:
+            case Preparing():
+                self.records_prepared = event.records
             case Started():
                 self.total_steps = event.total_steps
                 self._forget_after(event.from_step)
@@ -38,7 +41,12 @@ class History:
     def copy(self) -> History:
         """The story as it is now, which the events to come do not change."""
         return History(
-            list(self.steps), list(self.evaluations), list(self.checkpoints), list(self.notes), self.total_steps
+            list(self.steps),
+            list(self.evaluations),
+            list(self.checkpoints),
+            list(self.notes),
+            self.total_steps,
+            self.records_prepared,
         )
 
     def _forget_after(self, step: int) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +16,26 @@ from training.errors import UserError
 PROJECT = Path(__file__).resolve().parent.parent
 MAX_NAME_LENGTH = 80
 _RENAME_ATTEMPTS = 20
-DATASET_SUFFIXES = (".json", ".jsonl")
-TEXT_SUFFIXES = (".txt", ".md")
+DATASET_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+TEXT_SUFFIXES = (".txt", ".md", ".docx", ".pdf")
 # Windows keeps these names for devices, with any ending.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]) *(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where base models, datasets, runs and presets lie."""
+    """Where base models, datasets, runs, presets, the user's format files and chat templates lie."""
 
     models: Path = PROJECT / "models"
     datasets: Path = PROJECT / "datasets"
     loras: Path = PROJECT / "loras"
     presets: Path = PROJECT / "presets"
+    formats: Path = PROJECT / "formats"
+    templates: Path = PROJECT / "templates"
 
     def make(self) -> None:
         """Create what is missing; raises UserError where the system refuses."""
-        for folder in (self.models, self.datasets, self.loras):
+        for folder in (self.models, self.datasets, self.loras, self.formats, self.templates):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -74,21 +76,86 @@ def free_path(path: Path) -> Path:
 
 def data_file(folders: Folders, name: str) -> Path:
     """The data file called `name` in the datasets folder, or at that path; raises UserError if there is none."""
-    if not name.strip():
-        raise UserError("No data file is chosen: pick one or upload yours.")
-    # Not Path.is_file, which raises for a name longer than the system allows.
-    path = next((p for p in (folders.datasets / name, Path(name)) if os.path.isfile(p)), None)
-    if path is None:
+    path = _found(folders, name)
+    if path is None or not path.is_file():
         raise UserError(f"There is no file '{name}' in {folders.datasets}: upload it or choose another.")
     return path.resolve()
 
 
-def list_data_files(folders: Folders, suffixes: tuple[str, ...]) -> list[str]:
-    """Names of the files with one of `suffixes` in the datasets folder, sorted."""
+def data_files(folders: Folders, names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+    """The files that `names` stand for, in their order: files or folders in the datasets folder, or paths of such.
+
+    A folder stands for all files below it that end in one of `suffixes`, sorted, without hidden ones. Raises UserError
+    for a name that does not exist, a file of another kind, a folder without files, a file named twice, and no names.
+    """
+    found: dict[Path, str] = {}
+    for name in names:
+        path = _found(folders, name)
+        if path is None:
+            raise UserError(f"There is no file or folder '{name}' in {folders.datasets}: upload it or choose another.")
+        for file in _files_of(path, name, suffixes):
+            if (file := file.resolve()) in found:
+                raise UserError(f"The file {file.name} is chosen twice ('{found[file]}' and '{name}'): remove one.")
+            found[file] = name
+    if not found:
+        raise UserError("No data file is chosen: pick one or upload yours.")
+    return list(found)
+
+
+def list_data_files(folders: Folders, suffixes: Sequence[str]) -> list[str]:
+    """What the datasets folder offers: its files with one of `suffixes`, and "name/" for each folder that holds some.
+
+    Sorted; hidden ones are left out, and so are folders that the system does not let us read.
+    """
     if not folders.datasets.is_dir():
         return []
-    names = (p.name for p in folders.datasets.iterdir() if p.is_file() and p.suffix.lower() in suffixes)
-    return sorted((n for n in names if not n.startswith(".")), key=str.lower)
+    names = []
+    # A name that is no valid Unicode could not be shown in a browser.
+    for path in (p for p in folders.datasets.iterdir() if not p.name.startswith(".") and _is_unicode(p.name)):
+        if path.is_dir():
+            names += [f"{path.name}/"] if any(_files_below(path, suffixes, None)) else []
+        elif path.is_file() and path.suffix.lower() in suffixes:
+            names.append(path.name)
+    return sorted(names, key=str.lower)
+
+
+def _found(folders: Folders, name: str) -> Path | None:
+    if not name.strip():
+        raise UserError("No data file is chosen: pick one or upload yours.")
+    # Not Path.exists, which raises for a name longer than the system allows.
+    return next((p for p in (folders.datasets / name, Path(name)) if os.path.exists(p)), None)
+
+
+def _files_of(path: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
+    known = ", ".join(suffixes)
+    if path.is_dir():
+        files = sorted(_files_below(path, suffixes, _refuse))
+        if not files:
+            raise UserError(f"The folder '{name}' holds no file that ends in one of {known}: choose another.")
+        return files
+    if not path.is_file():
+        raise UserError(f"'{name}' is neither a file nor a folder: choose another.")
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"'{name}' is of another kind: choose a file that ends in one of {known}.")
+    return [path]
+
+
+def _files_below(folder: Path, suffixes: Sequence[str], on_error: Callable[[OSError], object] | None) -> Iterator[Path]:
+    for place, below, files in os.walk(folder, onerror=on_error):
+        below[:] = (name for name in below if not name.startswith("."))
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            if path.suffix.lower() in suffixes and path.is_file():
+                yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(
+        f"The folder {error.filename} cannot be read ({error.strerror}): mend its rights or choose another."
+    )
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def list_models(folders: Folders) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from training import data, model
 from training.base_models import locate_base_model
 from training.checkpoints import save_result
-from training.events import Note
+from training.events import Note, Preparing
 from training.paths import Folders, write_atomically
 from training.receipt import data_has_changed, make_receipt
 from training.runs import Checkpoint, Run, Status
@@ -18,6 +19,7 @@ from training.settings import Settings
 from training.trainer import Trainer
 
 _FEW_STEPS = 10  # with a warm-up among them, fewer leave no trace
+_SECONDS_BETWEEN_COUNTS = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -29,7 +31,10 @@ def train_run(run: Run, folders: Folders) -> bool:
         run.append(Note(text=f"{source} is not in models/: it is downloaded first, unless that was done before."))
     set_seed(settings.seed)
     tokenizer = model.load_tokenizer(source)
-    prepared = _prepare_data(run, settings, folders, tokenizer)
+    try:
+        prepared = _prepare_data(run, settings, folders, tokenizer)
+    except _StopAskedFor:
+        return False
     log.info("%d examples to train on, %d held out", len(prepared.train), len(prepared.evaluation))
 
     checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
@@ -58,13 +63,28 @@ def _few_steps(count: int) -> str:
     return f"This training has only {steps}, so the LoRA will hardly change: lower the batch size or raise the epochs."
 
 
+class _StopAskedFor(Exception):  # noqa: N818 - no error
+    """Ends the preparation of data at the user's wish."""
+
+
 def _prepare_data(
     run: Run, settings: Settings, folders: Folders, tokenizer: PreTrainedTokenizerBase
 ) -> data.PreparedData:
     """The examples; whatever the user should know about them becomes a note of the run."""
-    if note := data.add_template(tokenizer):
+    if note := data.set_template(tokenizer, settings, folders):
         run.append(Note(text=note))
-    prepared = data.prepare(settings, folders, tokenizer)
+    done, said_at = 0, time.monotonic()
+
+    def count(records: int) -> None:
+        nonlocal done, said_at
+        done += records
+        if run.stop_requested():
+            raise _StopAskedFor
+        if time.monotonic() - said_at >= _SECONDS_BETWEEN_COUNTS:
+            run.append(Preparing(records=done))
+            said_at = time.monotonic()
+
+    prepared = data.prepare(settings, folders, tokenizer, count)
     for source in prepared.sources:
         if summary := source.summary():
             run.append(Note(level="warning", text=summary))

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.errors import UserError
+from training.parsing import parse
 from training.paths import Folders
-from training.settings import Settings, parse
+from training.settings import Settings
 
 FIRST_VISIT = "Quick demo"
 
@@ -25,7 +26,17 @@ class Preset(BaseModel):
 
 
 # What is the user's own choice; a preset leaves it alone unless it names it.
-_LEFT_ALONE = ("base_model", "name", "if_exists", "dataset", "raw_text", "data_format", "evaluation_file", "seed")
+_LEFT_ALONE = (
+    "base_model",
+    "name",
+    "if_exists",
+    "dataset",
+    "raw_text",
+    "data_format",
+    "chat_template",
+    "evaluation_file",
+    "seed",
+)
 
 
 def values_of(preset: Preset) -> dict[str, Any]:
@@ -38,7 +49,7 @@ def load_preset(path: Path) -> Preset:
     """The preset in a file; raises UserError when the file or a setting in it is wrong."""
     try:
         preset = Preset.model_validate_json(path.read_text(encoding="utf-8"))
-        preset.settings = parse(preset.settings).model_dump(mode="json", include=set(preset.settings))
+        preset.settings = parse(preset.settings).model_dump(mode="json", exclude_unset=True)
     except UnicodeDecodeError:
         raise UserError(f"The preset {path.name} is not UTF-8 text: save it as UTF-8.") from None
     except ValidationError as error:

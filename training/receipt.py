@@ -17,8 +17,8 @@ from training.data import PreparedData
 from training.model import compute_dtype
 from training.optimization import warmup_steps
 from training.runs import Run
+from training.schedule import Schedule
 from training.settings import Settings
-from training.trainer import Schedule
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gradio")
 
@@ -69,8 +69,8 @@ def make_receipt(
         data=[asdict(source) for source in prepared.sources],
         train_examples=len(prepared.train),
         evaluation_examples=len(prepared.evaluation),
-        tokens_per_epoch=sum(len(e.input_ids) for e in prepared.train),
-        trained_tokens_per_epoch=sum(e.trained_tokens for e in prepared.train),
+        tokens_per_epoch=sum(prepared.train.lengths),
+        trained_tokens_per_epoch=sum(prepared.train.trained_tokens),
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=schedule.total_steps,
         warmup_steps=warmup_steps(settings, schedule.total_steps),

@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from training.errors import UserError
 from training.events import Event, event_reader
+from training.parsing import parse
 from training.paths import Folders, free_path, safe_name, write_atomically
-from training.settings import Settings, parse
+from training.settings import Settings
 
 SETTINGS_FILE = "settings.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from training import formats
 from training.errors import SettingsError, UserError
@@ -41,7 +40,8 @@ class Group(StrEnum):
 TargetModule = Literal["all-linear", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IfExists = Literal["new version", "continue", "overwrite"]
 Precision = Literal["16-bit", "8-bit", "4-bit"]
-TooLong = Literal["drop the example", "cut its end"]
+TrainOn = Literal["answers", "last answer", "everything"]
+TooLong = Literal["drop the example", "cut its end", "keep the last turns"]
 Scheduler = Literal[
     "cosine",
     "linear",
@@ -101,28 +101,51 @@ class Settings(BaseModel):
         "overwrite: the old one moves to loras/.replaced/.",
         Group.NAME,
     )
-    dataset: str = setting("", "Dataset", "Questions and answers or conversations: .json or .jsonl.", Group.DATASET)
+    dataset: list[str] = setting(
+        [],
+        "Dataset",
+        "Questions and answers or conversations: .json, .jsonl, .csv, .tsv or .parquet files, or folders of them.",
+        Group.DATASET,
+    )
     data_format: str = setting(
         formats.AUTO,
         "Data format",
-        "How a row is read; auto takes the format that fits most rows.",
+        "How a row is read; auto takes the format that fits most rows, or the columns assigned on the Datasets tab.",
         Group.DATASET,
         choices=formats.NAMES,
     )
-    train_on_answers_only: bool = setting(
-        True,
-        "Train only on answers",
-        "The model learns to write the answers, not the questions. Leave it on for chat.",
+    chat_template: str = setting(
+        "",
+        "Chat template",
+        "How a conversation is written down for the model. Empty: the model's own, which is right for chat models; "
+        "a base model without one gets alpaca.",
+        Group.DATASET,
+    )
+    train_on: TrainOn = setting(
+        "answers",
+        "Train on",
+        "answers: the model learns to write every answer, not the questions. last answer: only the last of each "
+        "conversation. everything: the questions too.",
         Group.DATASET,
     )
     too_long: TooLong = setting(
         "drop the example",
         "Rows over the cutoff",
-        "A cut answer teaches the model to stop anywhere. Dropped and cut rows are counted and listed in the receipt.",
+        "A cut answer teaches the model to stop anywhere. keep the last turns: a conversation loses its first turns "
+        "until it fits. All is counted and listed.",
         Group.DATASET,
     )
-    raw_text: str = setting(
-        "", "Text file", "Any text the model should learn to continue: .txt or .md.", Group.RAW_TEXT
+    drop_duplicates: bool = setting(
+        False,
+        "Drop duplicates",
+        "Rows that are the same as an earlier one are left out, so that they do not count twice.",
+        Group.DATASET,
+    )
+    raw_text: list[str] = setting(
+        [],
+        "Text file",
+        "Any text the model should learn to continue: .txt, .md, .docx or .pdf files, or folders of them.",
+        Group.RAW_TEXT,
     )
     overlap_length: int = setting(
         128,
@@ -132,10 +155,10 @@ class Settings(BaseModel):
         Group.RAW_TEXT,
         ge=0,
     )
-    prefer_newline_cut: int = setting(
+    prefer_line_cut: int = setting(
         128,
-        "Prefer newline cut",
-        "A chunk may end up to this many tokens early to end at a line's end. 0: cut anywhere.",
+        "Prefer line cut",
+        "A chunk may end up to this many tokens early to end with a line, or else with a sentence. 0: cut anywhere.",
         Group.RAW_TEXT,
         ge=0,
     )
@@ -144,6 +167,13 @@ class Settings(BaseModel):
         "Hard-cut string",
         "Where the text is divided into documents that never share a chunk; \\n means a new line. Empty: one document.",
         Group.RAW_TEXT,
+    )
+    minimum_length: int = setting(
+        8,
+        "Minimum length",
+        "Documents with fewer tokens, such as page numbers and lone headings, are left out and counted.",
+        Group.RAW_TEXT,
+        ge=0,
     )
     evaluation_file: str = setting(
         "",
@@ -293,6 +323,27 @@ class Settings(BaseModel):
         ge=0,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, values: Any) -> Any:
+        """Settings as earlier versions wrote them."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if "train_on_answers_only" in values:
+            values.setdefault("train_on", "answers" if values.pop("train_on_answers_only") else "everything")
+        if "prefer_newline_cut" in values:
+            values.setdefault("prefer_line_cut", values.pop("prefer_newline_cut"))
+        for name in ("dataset", "raw_text"):
+            if isinstance(value := values.get(name), str):
+                values[name] = [value]
+        return values
+
+    @field_validator("dataset", "raw_text")
+    @classmethod
+    def _no_empty_names(cls, value: list[str]) -> list[str]:
+        return [stripped for name in value if (stripped := name.strip())]
+
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_stripped(cls, value: Any, info: ValidationInfo) -> Any:
@@ -306,8 +357,8 @@ class Settings(BaseModel):
     @field_validator("data_format")
     @classmethod
     def _format_is_known(cls, value: str) -> str:
-        if value not in formats.NAMES:
-            raise UserError(f"'{value}' is not one of {', '.join(formats.NAMES)}.")
+        if value not in (*formats.NAMES, formats.COLUMNS) and not value.endswith(formats.FORMAT_FILE_SUFFIX):
+            raise UserError(f"'{value}' is not one of {', '.join(formats.NAMES)}, {formats.COLUMNS} or a format file.")
         return value
 
     @field_validator("target_modules")
@@ -338,7 +389,7 @@ class Settings(BaseModel):
                 "reduce_lr_on_plateau follows the evaluation: hold a share out or give a file, and evaluate."
             )
         if problems:
-            raise SettingsError(_with_labels(problems))
+            raise SettingsError(with_labels(problems))
         return self
 
 
@@ -377,86 +428,9 @@ def _describe(name: str, field: FieldInfo) -> SettingInfo:
     )
 
 
-def parse(values: dict[str, Any]) -> Settings:
-    """Settings from form values, a file or the command line; raises SettingsError naming all that is wrong."""
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        problems: dict[str, str] = {}
-        for detail in error.errors():
-            cause = detail.get("ctx", {}).get("error")
-            if isinstance(cause, SettingsError):
-                problems |= cause.problems
-            elif not detail["loc"]:
-                problems[""] = "These are no settings: they must be an object with a value for each setting's name."
-            else:
-                name = str(detail["loc"][0])
-                problems |= _with_labels({name: _sentence(detail, name)})
-        raise SettingsError(problems) from None
-
-
-def parse_runnable(values: dict[str, Any]) -> Settings:
-    """Settings of a training that can start; raises SettingsError naming all that is wrong or missing."""
-    problems = _missing(values)
-    try:
-        settings = parse(values)
-    except SettingsError as error:
-        # What is wrong by itself hides what does not fit together: that is looked for in the rest.
-        rest = {name: value for name, value in values.items() if name not in error.problems}
-        try:
-            parse(rest)
-        except SettingsError as more:
-            problems |= more.problems
-        problems |= error.problems
-    if problems:
-        raise SettingsError({name: problems[name] for name in (*Settings.model_fields, *problems) if name in problems})
-    return settings
-
-
-def _missing(values: dict[str, Any]) -> dict[str, str]:
-    """What a training cannot do without, by setting name."""
-    missing = {}
-    if not str(values.get("base_model", Settings.model_fields["base_model"].default)).strip():
-        missing["base_model"] = "choose one."
-    if not str(values.get("name", "")).strip():
-        missing["name"] = "type a name for the LoRA, for example my-first-lora."
-    if not values.get("dataset") and not values.get("raw_text"):
-        missing["dataset"] = "choose a dataset or a raw text file, or upload yours."
-    return _with_labels(missing)
-
-
-def _with_labels(problems: dict[str, str]) -> dict[str, str]:
+def with_labels(problems: dict[str, str]) -> dict[str, str]:
+    """What is wrong, by setting name, each sentence with the setting's label before it."""
     return {
         name: f"{Settings.model_fields[name].title}: {text}" if name in Settings.model_fields else text
         for name, text in problems.items()
     }
-
-
-def _sentence(detail: ErrorDetails, name: str) -> str:
-    """What is wrong with one value, in words; pydantic's own names for errors are not for users."""
-    given, context = detail["input"], detail.get("ctx", {})
-    if given in ("", None) and detail["type"] not in ("extra_forbidden", "value_error"):
-        return "it is empty: type a value."
-    match detail["type"]:
-        case "extra_forbidden":
-            return f"there is no setting called '{name}'."
-        case "value_error":
-            return str(context["error"])
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"'{given}' is not a number: write it like 0.0003 or 3e-4."
-        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
-            return f"'{given}' is not a whole number."
-        case "greater_than_equal":
-            return f"{given} is too low: the least is {context['ge']}."
-        case "greater_than":
-            return f"{given} is too low: it must be above {context['gt']}."
-        case "less_than_equal":
-            return f"{given} is too high: the most is {context['le']}."
-        case "less_than":
-            return f"{given} is too high: it must be below {context['lt']}."
-        case "literal_error":
-            return f"'{given}' is not one of {context['expected']}."
-        case "too_short":
-            return "tick at least one."
-        case _:
-            return f"'{given}' cannot be used ({detail['msg']})."

@@ -9,20 +9,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 from training.base_models import locate_base_model
-from training.dataset_files import check_rows, read_text
+from training.chat_templates import load_template
+from training.data_files import check_rows, iter_text
+from training.dataset_format import dataset_format
 from training.errors import UserError
-from training.paths import DATASET_SUFFIXES, PROJECT, TEXT_SUFFIXES, Folders, data_file
+from training.formats import Format, Row
+from training.parsing import parse_runnable
+from training.paths import DATASET_SUFFIXES, PROJECT, TEXT_SUFFIXES, Folders, data_files
 from training.runs import Run, Status, create_run, list_runs
-from training.settings import Settings, parse_runnable
+from training.settings import Settings
 
 log = logging.getLogger(__name__)
 STOP_GRACE = 600.0  # seconds without a sign of life after a stop was asked for; a step of a large model takes long
 EXIT_GRACE = 30.0  # seconds for a worker to leave after its last word
 MIN_FREE_BYTES = 200 * 2**20  # the starter's LoRA with three checkpoints is about 40 MB
 _POLL = 0.2  # seconds
+_CHECKED_ROWS = 1_000
 # subprocess has the name on Windows only, where a session of its own cannot be had.
 _WINDOWS_PROCESS_GROUP = 0x200 if os.name == "nt" else 0
 _SIGKILL = 9  # Windows has no name for it
@@ -45,6 +53,10 @@ def worker_command(run: Run, folders: Folders) -> list[str]:
         str(folders.models),
         "--datasets-dir",
         str(folders.datasets),
+        "--formats-dir",
+        str(folders.formats),
+        "--templates-dir",
+        str(folders.templates),
     ]
 
 
@@ -87,7 +99,7 @@ class TrainingThread(threading.Thread):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 creationflags=_WINDOWS_PROCESS_GROUP,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"},
             )
         log.info("the worker of %s has process id %d", self.training_run.name, process.pid)
         return process
@@ -171,16 +183,25 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
 
 
 def _check_data(settings: Settings, folders: Folders) -> None:
-    """Raise UserError for data that cannot be trained on, before anything is made that would have to be cleared up."""
-    suffixes, what = (TEXT_SUFFIXES, "a raw text") if settings.raw_text else (DATASET_SUFFIXES, "a dataset")
-    for name in filter(None, (settings.raw_text or settings.dataset, settings.evaluation_file)):
-        path = data_file(folders, name)
-        if path.suffix.lower() not in suffixes:
-            raise UserError(f"{path.name} cannot be used as {what}: that is one of {', '.join(suffixes)}.")
+    """Raise UserError for data that cannot be trained on, before anything is made that would have to be cleared up.
+
+    Of a large file only the beginning is looked at: the worker looks at all of it.
+    """
+    if settings.chat_template:
+        load_template(folders, settings.chat_template)
+    suffixes = TEXT_SUFFIXES if settings.raw_text else DATASET_SUFFIXES
+    files = data_files(folders, settings.raw_text or settings.dataset, suffixes)
+    if settings.evaluation_file:
+        files += data_files(folders, [settings.evaluation_file], suffixes)
+    for path in files:
         if settings.raw_text:
-            read_text(path)
+            any(block.strip() for block in iter_text(path))
         else:
-            check_rows(path, settings.data_format)
+            check_rows(path, partial(_format_of_first_rows, path, settings, folders))
+
+
+def _format_of_first_rows(path: Path, settings: Settings, folders: Folders, rows: Iterable[Row]) -> Format:
+    return dataset_format(path, islice(rows, _CHECKED_ROWS), settings.data_format, folders)
 
 
 def _check_disk(folders: Folders) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,49 +12,19 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from training import model as models
+from training.batches import collate
 from training.checkpoints import Progress, Resumable, delete_old_checkpoints, load_checkpoint, save_checkpoint
-from training.data import PreparedData, collate
-from training.encoding import IGNORED, Example
+from training.data import PreparedData
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Started, Step
 from training.optimization import make_optimizer, make_scheduler
+from training.prepared import IGNORED, Example, Examples
 from training.runs import Checkpoint, Run
+from training.schedule import Schedule
 from training.settings import Settings
 
 _MAX_SKIPPED_STEPS = 20  # the scaler halves its scale each time: after these it would be a millionth
 _MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which examples each step sees: a new order each epoch, always the same for a seed, so that a run can go on."""
-
-    examples: int
-    batch_size: int
-    epochs: float
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.examples / self.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        return max(1, math.ceil(self.epochs * self.steps_per_epoch))
-
-    def batch(self, step: int) -> list[int]:
-        """Numbers of the examples of `step`, counted from 0; an epoch's last batch may be smaller."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = _shuffled(self.examples, f"{self.seed}/{epoch}")
-        return order[position * self.batch_size : (position + 1) * self.batch_size]
-
-
-@lru_cache(maxsize=1)
-def _shuffled(count: int, seed: str) -> list[int]:
-    """The numbers below `count` in an order that only the seed decides; kept, because a whole epoch asks for it."""
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order
 
 
 class Trainer:
@@ -74,7 +41,7 @@ class Trainer:
         self._run = run
         self._settings = settings
         self._train = data.train
-        self._evaluation = sorted(data.evaluation, key=lambda e: len(e.input_ids))
+        self._evaluation = data.evaluation
         self._pad_token_id = pad_token_id
         self._progress = Progress()
         self._skipped_in_a_row = 0
@@ -117,14 +84,11 @@ class Trainer:
     def _step(self) -> Step:
         """One optimizer step; raises UserError when the loss is no number any more."""
         started = time.perf_counter()
-        # Of like length, so that little is padded; the gradient is a sum and does not mind the order.
-        batch = sorted(
-            (self._train[i] for i in self.schedule.batch(self._progress.step)), key=lambda e: len(e.input_ids)
-        )
-        trained_tokens = sum(e.trained_tokens for e in batch)
+        batch = self.schedule.batch(self._progress.step)
+        trained_tokens = sum(self._train.trained_tokens[i] for i in batch)
         self.model.train()
         total = 0.0
-        for micro_batch in self._micro_batches(batch):
+        for micro_batch in self._micro_batches(self._train, batch):
             loss = self._loss_sum(micro_batch) / trained_tokens
             self._accelerator.backward(loss)
             total += loss.item()
@@ -148,7 +112,7 @@ class Trainer:
             loss=total,
             learning_rate=rate,
             grad_norm=norm,
-            tokens=sum(len(e.input_ids) for e in batch),
+            tokens=sum(self._train.lengths[i] for i in batch),
             seconds=time.perf_counter() - started,
             memory=models.memory_in_use(),
         )
@@ -177,9 +141,11 @@ class Trainer:
         loss, limit = self._progress.loss, self._settings.stop_at_loss
         return limit > 0 and loss is not None and loss <= limit
 
-    def _micro_batches(self, examples: list[Example]) -> Iterator[list[Example]]:
+    def _micro_batches(self, examples: Examples, numbers: Sequence[int]) -> Iterator[list[Example]]:
+        """Those examples a few at a time; of like length, so that little is padded: a sum does not mind the order."""
+        ordered = sorted(numbers, key=examples.lengths.__getitem__)
         size = self._settings.micro_batch_size
-        return (examples[i : i + size] for i in range(0, len(examples), size))
+        return ([examples[n] for n in ordered[i : i + size]] for i in range(0, len(ordered), size))
 
     def _loss_sum(self, examples: list[Example]) -> torch.Tensor:
         """Cross entropy summed over the trained tokens of the examples, in nats; a scalar."""
@@ -193,15 +159,15 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        if not self._evaluation:
+        if not len(self._evaluation):
             return
         self.model.eval()
         total = 0.0
-        for micro_batch in self._micro_batches(self._evaluation):
+        for micro_batch in self._micro_batches(self._evaluation, range(len(self._evaluation))):
             if self._run.stop_requested():
                 return  # the reader waits for the saving, not for a number
             total += self._loss_sum(micro_batch).item()
-        loss = total / sum(e.trained_tokens for e in self._evaluation)
+        loss = total / sum(self._evaluation.trained_tokens)
         self._progress.evaluation_loss = loss
         if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and self._progress.step:
             self._scheduler.step(loss)

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from training.errors import UserError
-from training.paths import Folders
+from training.paths import PROJECT, Folders
 from training.runs import Run, Status
 
 log = logging.getLogger("training.worker")
@@ -22,15 +22,21 @@ def main() -> int:
     """Do the run and write how it ended; the exit code is 0 unless it failed."""
     parser = argparse.ArgumentParser(prog="python -m training.worker", description="Train the run in a run folder.")
     parser.add_argument("run_folder", type=Path)
-    parser.add_argument("--models-dir", type=Path, default=Folders.models)
-    parser.add_argument("--datasets-dir", type=Path, default=Folders.datasets)
+    for flag in ("models", "datasets", "formats", "templates"):
+        parser.add_argument(f"--{flag}-dir", type=Path, default=PROJECT / flag)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     # Said on every run and nothing the reader can act on: an optional kernel, and PEFT's use of an older name.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     run = Run(arguments.run_folder.resolve())
-    folders = Folders(models=arguments.models_dir, datasets=arguments.datasets_dir, loras=run.folder.parent)
+    folders = Folders(
+        models=arguments.models_dir,
+        datasets=arguments.datasets_dir,
+        loras=run.folder.parent,
+        formats=arguments.formats_dir,
+        templates=arguments.templates_dir,
+    )
     # The page asks for a stop through the run folder; a shell or the system asks with a signal. Both save first.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: run.request_stop())

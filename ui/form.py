@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
+from training.chat_templates import OWN, template_names
+from training.dataset_format import format_names
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, list_data_files, list_models
 from training.settings import ALL_LINEAR, SettingInfo, Settings, describe
 
 # What the choices of these settings are is known only when the page is opened, or after an upload.
-_CHOICES_ON_DISK: dict[str, Callable[[Folders], list[str]]] = {
+Choice = str | tuple[str, str]  # what is shown, and the value where it is another
+_CHOICES_ON_DISK: dict[str, Callable[[Folders], Sequence[Choice]]] = {
     "base_model": list_models,
     "dataset": lambda folders: list_data_files(folders, DATASET_SUFFIXES),
+    "data_format": format_names,
+    "chat_template": lambda folders: [("the model's own", OWN), *template_names(folders)],
     "raw_text": lambda folders: list_data_files(folders, TEXT_SUFFIXES),
     "evaluation_file": lambda folders: ["", *list_data_files(folders, DATASET_SUFFIXES + TEXT_SUFFIXES)],
 }
@@ -72,7 +77,7 @@ class SettingsForm:
         if info.name in _CHOICES_ON_DISK:
             # Own text is allowed for Hub names, and because the list may be older than the folder.
             choices = _CHOICES_ON_DISK[info.name](self._folders)
-            return gr.Dropdown(choices=choices, allow_custom_value=True, **common)
+            return gr.Dropdown(choices=choices, allow_custom_value=True, multiselect=info.kind is list, **common)
         if info.kind is bool:
             return gr.Checkbox(**common)
         if info.kind is list:
@@ -92,7 +97,9 @@ def _as_shown(info: SettingInfo, value: Any) -> Any:
 
 
 def _as_setting(info: SettingInfo, value: Any) -> Any:
-    return "" if value is None and info.kind is str else value
+    if value is None:
+        return [] if info.kind is list else "" if info.kind is str else None
+    return value
 
 
 def untick_the_rest(ticked: list[str], before: list[str]) -> list[str]:

@@ -68,6 +68,8 @@ def status_html(run: Run, state: State, history: History, stopping: bool) -> str
     ]
     if state.cause:
         parts.append(f'<div class="graft-cause">{escape(state.cause)}</div>')
+    if state.status is Status.PREPARING and history.records_prepared:
+        parts.append(f'<p class="graft-quiet">{history.records_prepared:,} rows or chunks read so far</p>')
     if facts := _facts(state, history):
         cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in facts)
         parts.append(f'<div class="graft-facts">{cells}</div>')

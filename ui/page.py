@@ -13,6 +13,8 @@ from ui.chart import static_paths
 from ui.chat_log import FINAL
 from ui.chat_tab import STYLE as CHAT_STYLE
 from ui.chat_tab import ChatTab, build_chat_tab
+from ui.datasets_tab import STYLE as DATA_STYLE
+from ui.datasets_tab import DatasetsTab
 from ui.events import QUIET
 from ui.monitor import Histories
 from ui.training_tab import TrainingTab
@@ -44,9 +46,13 @@ def build_page(folders: Folders) -> gr.Blocks:
         with gr.Tabs(elem_id="main-tabs") as tabs:
             with gr.Tab("Training", id="training"):
                 training = TrainingTab(folders, histories)
+            with gr.Tab("Datasets", id="datasets"):
+                datasets = DatasetsTab(folders, training)
             with gr.Tab("Chat", id="chat") as chat_page:
                 chat_tab = build_chat_tab(folders, chat)
         training.wire(page)
+        datasets.wire(page)
+        datasets.check_on(training.check.click(lambda: gr.update(selected="datasets"), None, tabs, **QUIET).then)
         # The training needs the memory more than a model that waits for the next message.
         training.monitor.starts.change(chat.unload, None, None, **QUIET)
         chat_tab.refresh_on(chat_page.select, page.load)
@@ -96,7 +102,7 @@ def launch_options() -> dict[str, Any]:
             block_title_text_color_dark="*body_text_color",
             block_title_padding="0",
         ),
-        "css_paths": [_STATIC / "page.css", CHAT_STYLE],
+        "css_paths": [_STATIC / "page.css", CHAT_STYLE, DATA_STYLE],
         "head": (_STATIC / "head.html").read_text(encoding="utf-8"),
         "footer_links": [],
         "max_file_size": _MAX_UPLOAD,

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from training import supervisor
 from training.copied_settings import copy_settings
 from training.errors import UserError
-from training.paths import DATASET_SUFFIXES, Folders
+from training.parsing import parse_runnable
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, list_data_files
 from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
-from training.settings import parse_runnable
-from training.uploads import store_upload
 from ui.events import QUIET
 from ui.form import SettingsForm, default_values, untick_the_rest
+from ui.messages import news_html, problems_html
 from ui.monitor import Histories
 from ui.monitor_panel import LATEST, MonitorPanel
+from ui.upload_box import FORMATS, UploadBox
 
-_DATASET, _RAW_TEXT = "dataset", "raw_text"
-_OWN_IF_ANY = ("name", "raw_text")  # a preset fills these only where nothing stands yet
+DATASET, RAW_TEXT = "dataset", "raw_text"
+_OWN_IF_ANY = ("name", RAW_TEXT)  # a preset fills these only where nothing stands yet
 _ABOUT_PRESETS = "Settings that suit a purpose."
 _SCROLL_TO_MONITOR = "() => document.getElementById('monitor').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
@@ -34,7 +35,7 @@ class TrainingTab:
         self._folders = folders
         self._presets, self._preset_problems = load_presets(folders)
         first = next((p for p in self._presets if p.label == FIRST_VISIT), None)
-        self._form = SettingsForm(folders, default_values() | (first.settings if first else {}))
+        self.form = SettingsForm(folders, default_values() | (first.settings if first else {}))
         with gr.Row(elem_id="training-row"):
             with gr.Column(scale=6, min_width=380):
                 self._build_form(first)
@@ -42,7 +43,7 @@ class TrainingTab:
                 self.monitor = MonitorPanel(folders, histories)
 
     def _build_form(self, first: Preset | None) -> None:
-        render = self._form.render
+        render = self.form.render
         with gr.Group():
             with gr.Row():
                 render("base_model", "precision")
@@ -83,56 +84,61 @@ class TrainingTab:
         # In view wherever the reader has scrolled to, and with it what has to be mended.
         with gr.Column(elem_id="start-bar"):
             self._message = gr.HTML(self._start_message(), elem_id="form-message")
-            self._start = gr.Button("Start LoRA Training", variant="primary", size="lg", elem_id="start")
+            with gr.Row():
+                self.check = gr.Button("Check data", size="lg", scale=1, min_width=120, elem_id="check")
+                self._start = gr.Button("Start LoRA Training", variant="primary", size="lg", scale=3, elem_id="start")
 
     def _build_data(self) -> None:
-        render = self._form.render
-        self._kind = gr.Radio(
-            [("Formatted dataset", _DATASET), ("Raw text file", _RAW_TEXT)],
-            value=_DATASET,
-            label="Train on",
+        render = self.form.render
+        self.kind = gr.Radio(
+            [("Formatted dataset", DATASET), ("Raw text file", RAW_TEXT)],
+            value=DATASET,
+            label="Data",
             info="Rows of questions and answers, or any text to continue.",
             elem_id="data-kind",
         )
         with gr.Column() as self._dataset_box:
             with gr.Row():
                 render("dataset", "data_format")
-            self._upload_dataset = self._upload_button("Upload a .json or .jsonl", "upload-dataset")
+            self._upload_dataset = UploadBox(self._folders, "upload-dataset")
+            self._upload_dataset.button("Upload a dataset")
+            self._upload_dataset.question()
             with gr.Row():
-                render("train_on_answers_only", "too_long")
+                render("chat_template", "train_on")
+            with gr.Row():
+                render("too_long", "drop_duplicates")
         with gr.Column(visible=False) as self._text_box:
             render("raw_text")
-            self._upload_text = self._upload_button("Upload a .txt or .md", "upload-text")
+            self._upload_text = UploadBox(self._folders, "upload-text")
+            self._upload_text.button("Upload a text")
+            self._upload_text.question()
             with gr.Row():
-                render("overlap_length", "prefer_newline_cut", "hard_cut_string")
+                render("overlap_length", "prefer_line_cut")
+            with gr.Row():
+                render("hard_cut_string", "minimum_length")
         with gr.Accordion("Evaluation", open=False, elem_id="evaluation-box"):
             with gr.Row():
                 render("evaluation_file", "held_out_share", "evaluate_every")
 
-    @staticmethod
-    def _upload_button(label: str, elem_id: str) -> gr.UploadButton:
-        # Any kind of file can be picked: a wrong one gets a sentence of ours, where Gradio would only show its own.
-        return gr.UploadButton(label, size="sm", min_width=0, elem_id=elem_id, elem_classes="graft-upload")
-
     def wire(self, page: gr.Blocks) -> None:
         """Connect the form, its memory in the browser and the monitor; call once, inside the page."""
-        form = self._form
+        form = self.form
         self.monitor.wire(page, self._start, self._copy_from)
         self._wire_memory(page)
-        self._kind.change(
-            lambda kind: (gr.update(visible=kind == _DATASET), gr.update(visible=kind == _RAW_TEXT)),
-            self._kind,
+        self.kind.change(
+            lambda kind: (gr.update(visible=kind == DATASET), gr.update(visible=kind == RAW_TEXT)),
+            self.kind,
             [self._dataset_box, self._text_box],
             **QUIET,
         )
-        filled = {*form.components, self._kind, self._message, self._preset}
+        filled = {*form.components, self.kind, self._message, self._preset}
         own = [form.controls[name] for name in _OWN_IF_ANY]
         # Not `input`, which comes also when the reader only passes through the box.
         self._preset.select(self._apply_preset, [self._preset, *own], filled, **QUIET)
         self._preset.change(self._about_preset, self._preset, self._preset, **QUIET)
         self._copy_from.select(self._copy, self._copy_from, filled, **QUIET)
-        for button in (self._upload_dataset, self._upload_text):
-            button.upload(self._upload, button, {*form.choice_controls, self._message}, api_visibility="private")
+        for box in (self._upload_dataset, self._upload_text):
+            box.wire(self._message, self.uploaded, {self.kind, *form.choice_controls})
         modules = form.controls["target_modules"]
         before = gr.State(default_values()["target_modules"])
         modules.change(
@@ -140,7 +146,7 @@ class TrainingTab:
         )
         self._start.click(
             self._start_training,
-            [self.monitor.starts, self._kind, *form.components],
+            [self.monitor.starts, self.kind, *form.components],
             [self._message, self.monitor.run_choice, self.monitor.starts],
             **QUIET,
         )
@@ -148,16 +154,16 @@ class TrainingTab:
 
     def _wire_memory(self, page: gr.Blocks) -> None:
         """What was typed is kept in the browser, so that a reload loses nothing."""
-        form = self._form
+        form = self.form
         memory = gr.BrowserState(None, storage_key="graft-form", secret="graft")
-        remembered = [self._kind, self._preset, *form.components]
-        changes = [control.change for control in (*form.components, self._kind, self._preset)]
+        remembered = [self.kind, self._preset, *form.components]
+        changes = [control.change for control in (*form.components, self.kind, self._preset)]
         gr.on(changes, None, remembered, memory, js="(...values) => [values]", **QUIET)
         page.load(self._restore, memory, remembered, **QUIET)
         page.load(form.refresh_choices, None, set(form.choice_controls), **QUIET)
 
     def _restore(self, kept: list[Any] | None) -> Any:
-        names = list(self._form.controls)
+        names = list(self.form.controls)
         if not kept or len(kept) != len(names) + 2:  # nothing, or what another version of Graft wrote
             return gr.skip()
         return kept
@@ -168,7 +174,7 @@ class TrainingTab:
         for name, value in zip(_OWN_IF_ANY, own, strict=True):
             if value:
                 values.pop(name, None)
-        kind = _RAW_TEXT if preset.settings.get(_RAW_TEXT) else _DATASET if preset.settings.get(_DATASET) else None
+        kind = RAW_TEXT if preset.settings.get(RAW_TEXT) else DATASET if preset.settings.get(DATASET) else None
         return self._filled_with(values, kind) | {self._message: ""}
 
     def _about_preset(self, label: str | None) -> Any:
@@ -183,29 +189,42 @@ class TrainingTab:
         except UserError as error:
             return {self._message: problems_html([str(error)])}
         said = [f"The form shows the settings of '{name}'.", *copied.notes]
-        kind = _RAW_TEXT if copied.settings.raw_text else _DATASET
+        kind = RAW_TEXT if copied.settings.raw_text else DATASET
         filled = self._filled_with(copied.settings.model_dump(mode="json"), kind)
         return filled | {self._message: news_html(said), self._preset: None}
 
     def _filled_with(self, values: dict[str, Any], kind: str | None) -> dict[Any, Any]:
         """Updates for the form's controls and, where it is known, for the kind of data."""
-        return self._form.fill(values) | ({self._kind: kind} if kind else {})
+        return self.form.fill(values) | ({self.kind: kind} if kind else {})
 
-    def _upload(self, file: str) -> dict[Any, Any]:
-        try:
-            name = store_upload(self._folders, Path(file))
-        except UserError as error:
-            return {self._message: problems_html([str(error)])}
-        updates: dict[Any, Any] = dict(self._form.refresh_choices())
-        chosen = _DATASET if Path(name).suffix in DATASET_SUFFIXES else _RAW_TEXT
-        updates[self._form.controls[chosen]]["value"] = name
-        return updates | {self._message: news_html([f"{name} is stored in datasets/ and chosen."])}
+    def choose_data(self, names: list[str]) -> dict[Component, Any]:
+        """Updates that choose these files, all datasets or all texts, as what is trained on."""
+        text = bool(names) and Path(names[0]).suffix.lower() in TEXT_SUFFIXES
+        if names and not Path(names[0]).suffix:  # a folder is what lies in it
+            text = names[0] not in list_data_files(self._folders, DATASET_SUFFIXES)
+        return {self.kind: RAW_TEXT if text else DATASET, self.form.controls[RAW_TEXT if text else DATASET]: names}
+
+    def uploaded(self, names: list[str]) -> dict[Component, Any]:
+        """Updates that show what was uploaded and choose it; a format file becomes the data format."""
+        updates: dict[Component, Any] = dict(self.form.refresh_choices())
+        if formats := [name.removeprefix(FORMATS) for name in names if name.startswith(FORMATS)]:
+            updates[self.form.controls["data_format"]]["value"] = formats[0]
+        data = [name for name in names if not name.startswith(FORMATS)]
+        # Of a mixed lot the kind of the first is chosen: a training is on one kind.
+        same_kind = [
+            name for name in data if (Path(name).suffix in TEXT_SUFFIXES) == (Path(data[0]).suffix in TEXT_SUFFIXES)
+        ]
+        for control, value in self.choose_data(same_kind).items() if data else ():
+            updates[control] = gr.update(value=value) if control is self.kind else updates[control] | {"value": value}
+        return updates
+
+    def data_values(self, kind: str, values: tuple[Any, ...]) -> dict[str, Any]:
+        """The form's values by setting name, with the data of the other kind left out."""
+        return self.form.gather(values) | {DATASET if kind == RAW_TEXT else RAW_TEXT: []}
 
     def _start_training(self, starts: int, kind: str, *values: Any) -> tuple[Any, Any, Any]:
-        given = self._form.gather(values)
-        given[_DATASET if kind == _RAW_TEXT else _RAW_TEXT] = ""
         try:
-            settings = parse_runnable(given)
+            settings = parse_runnable(self.data_values(kind, values))
             run = supervisor.start(settings, self._folders).training_run
         except UserError as error:
             return problems_html(str(error).splitlines()), gr.skip(), gr.skip()
@@ -219,14 +238,3 @@ class TrainingTab:
 
     def _start_message(self) -> str:
         return problems_html(self._preset_problems) if self._preset_problems else ""
-
-
-def problems_html(problems: list[str]) -> str:
-    """What has to be mended, a line each."""
-    items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
-    return f'<div class="graft-problems" role="alert"><ul>{items}</ul></div>'
-
-
-def news_html(sentences: list[str]) -> str:
-    """Something that went well, and what to know about it."""
-    return f'<div class="graft-news" role="status">{escape(" ".join(sentences))}</div>'

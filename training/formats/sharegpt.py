@@ -1,0 +1,9 @@
+"""The shape of ShareGPT and Vicuna: conversations of from and value."""
+
+from __future__ import annotations
+
+from training.formats.messages import turns_format
+
+FORMAT = turns_format(
+    "sharegpt", "conversations: a list of from (human, gpt) and value", "conversations", "conversation"
+)

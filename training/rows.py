@@ -1,0 +1,171 @@
+"""From the rows of a dataset to records: read, converted, encoded, fitted into the cutoff, each with its fate."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from training.data_files import iter_rows
+from training.encoding import Converted, Encoder
+from training.formats import Conversation, EmptyAnswer, Format, Row, RowError
+from training.prepared import Record
+from training.settings import Settings
+from training.token_spans import Encoded
+
+RAW_TEXT = "raw text"  # what stands for the format where no rows are read
+_BATCH = 1_000  # rows encoded at once
+_SHOWN_ROWS = 5  # rows named in a message; the receipt lists all
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A row that is not trained as it stands, and why."""
+
+    row: int  # counted from 1
+    reason: str
+
+
+@dataclass
+class Source:
+    """What became of one data file, for the receipt and the check. Rows are documents where it is a raw text."""
+
+    file: str
+    sha256: str
+    encoding: str
+    format: str
+    rows_read: int = 0
+    dropped: list[LeftOut] = field(default_factory=list)
+    cut: list[LeftOut] = field(default_factory=list)
+    duplicates: list[LeftOut] = field(default_factory=list)  # rows equal to an earlier one, whether dropped or not
+    empty_answers: list[int] = field(default_factory=list)  # their rows, which are among the dropped
+
+    def summary(self) -> str:
+        """One sentence about what was dropped or cut; empty when nothing was."""
+        what = "documents" if self.format == RAW_TEXT else "rows"
+        parts = [
+            f"{len(rows)} of {self.rows_read} {what} of {self.file} were {verb}: {_reasons(rows)}"
+            for verb, rows in (("dropped", self.dropped), ("cut", self.cut))
+            if rows
+        ]
+        return " ".join(parts)
+
+    def note(self, record: Record) -> None:
+        """Write down what became of a record, if it is not used whole."""
+        if record.reason:
+            (self.cut if record.kept else self.dropped).append(LeftOut(record.row, record.reason))
+
+
+class RowReader:
+    """Makes records of the rows of one file; what became of them is counted in `source`."""
+
+    def __init__(self, settings: Settings, encoder: Encoder) -> None:
+        self._settings = settings
+        self._encoder = encoder
+        self._seen: dict[int, str] = {}
+
+    def records(self, path: Path, file: int, chosen: Format, source: Source) -> Iterator[Record]:
+        """A record for each row of the file, in order; `file` is its number among those that are read."""
+        read: deque[list[tuple[int, Converted | RowError]]] = deque()
+
+        def batches() -> Iterator[list[Converted]]:
+            rows = enumerate(iter_rows(path), start=1)
+            while batch := [(number, _converted(chosen, number, row, source)) for number, row in islice(rows, _BATCH)]:
+                read.append(batch)
+                yield [one for _, one in batch if not isinstance(one, RowError)]
+
+        for encoded in self._encoder.encode_all(batches()):
+            results = iter(encoded)
+            for number, one in read.popleft():
+                result = one if isinstance(one, RowError) else next(results)
+                record = self._record(file, number, one, result, source)
+                source.rows_read += 1
+                source.note(record)
+                yield record
+
+    def _record(
+        self, file: int, number: int, one: Converted | RowError, result: Encoded | RowError, source: Source
+    ) -> Record:
+        if isinstance(one, RowError) or isinstance(result, RowError):
+            return Record(file, number, reason=str(result))
+        record = Record(file, number, result.text, result.input_ids, result.trained, len(result.input_ids))
+        return self._without_copies(self._within_cutoff(record, one), source)
+
+    def _within_cutoff(self, record: Record, converted: Converted) -> Record:
+        """The record, shortened or dropped as the settings say when it is over the cutoff."""
+        cutoff = self._settings.cutoff_length
+        if record.kept > cutoff:
+            too_long = f"longer than the cutoff of {cutoff} tokens"
+            if self._settings.too_long == "cut its end":
+                record = replace(record, kept=cutoff, reason=too_long)
+                if record.trained_tokens == 0:
+                    return replace(record, kept=0, reason=f"nothing to learn before the cutoff of {cutoff} tokens")
+            elif self._settings.too_long == "keep the last turns" and isinstance(converted, Conversation):
+                return self._last_turns(record, converted, too_long)
+            else:
+                return replace(record, kept=0, reason=too_long)
+        if record.trained_tokens == 0:
+            return replace(record, kept=0, reason="too short to learn anything from")
+        return record
+
+    def _last_turns(self, record: Record, conversation: Conversation, too_long: str) -> Record:
+        """The conversation from the earliest question on from which it fits; its system prompt stays."""
+        messages = conversation.messages
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        beginnings = [number for number, m in enumerate(messages) if m["role"] == "user" and number > len(system)]
+
+        def encoded_from(number: int) -> Encoded | RowError:
+            return self._encoder.encode([replace(conversation, messages=[*system, *messages[number:]])])[0]
+
+        def fits(encoded: Encoded | RowError) -> bool:
+            return isinstance(encoded, RowError) or len(encoded.input_ids) <= self._settings.cutoff_length
+
+        # The later it begins the shorter it is, so that few of what may be hundreds of beginnings have to be tried.
+        for number in beginnings[bisect_left(beginnings, True, key=lambda number: fits(encoded_from(number))) :]:
+            encoded = encoded_from(number)
+            if isinstance(encoded, Encoded) and fits(encoded):
+                left_out = number - len(system)
+                return Record(
+                    record.file,
+                    record.row,
+                    encoded.text,
+                    encoded.input_ids,
+                    encoded.trained,
+                    len(encoded.input_ids),
+                    f"{too_long}: the first {left_out} turns were left out",
+                )
+        return replace(record, kept=0, reason=f"{too_long}, its last turns alone too")
+
+    def _without_copies(self, record: Record, source: Source) -> Record:
+        """The record, or when an earlier one is equal and copies are unwanted, one that is dropped."""
+        digest = record.digest
+        if digest not in self._seen:
+            self._seen[digest] = f"the same as row {record.row} of {source.file}"
+            return record
+        copy = LeftOut(record.row, self._seen[digest])
+        source.duplicates.append(copy)
+        return replace(record, kept=0, reason=copy.reason) if self._settings.drop_duplicates and record.kept else record
+
+
+def _converted(chosen: Format, number: int, row: Row, source: Source) -> Converted | RowError:
+    try:
+        return chosen.convert(row)
+    except RowError as error:
+        if isinstance(error, EmptyAnswer):
+            source.empty_answers.append(number)
+        return error
+
+
+def _reasons(rows: list[LeftOut]) -> str:
+    """The reasons with the rows they concern, the most frequent first."""
+    by_reason: dict[str, list[int]] = {}
+    for left_out in rows:
+        by_reason.setdefault(left_out.reason, []).append(left_out.row)
+    parts = []
+    for reason, numbers in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN_ROWS]:
+        shown = ", ".join(map(str, numbers[:_SHOWN_ROWS])) + (", ..." if len(numbers) > _SHOWN_ROWS else "")
+        parts.append(f"{reason} (row{'s' if len(numbers) > 1 else ''} {shown})")
+    return "; ".join(parts) + ("; ..." if len(by_reason) > _SHOWN_ROWS else "")

@@ -1,0 +1,28 @@
+"""Sentences for the user as HTML, in which their text stays text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+
+def problems_html(problems: Sequence[str]) -> str:
+    """What has to be mended, a line each."""
+    items = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
+    return f'<div class="graft-problems" role="alert"><ul>{items}</ul></div>'
+
+
+def news_html(sentences: Sequence[str]) -> str:
+    """Something that went well, and what to know about it."""
+    return f'<div class="graft-news" role="status">{escape(" ".join(sentences))}</div>'
+
+
+def note_html(sentence: str, level: str = "info") -> str:
+    """Something to know; `level` is info, warning or error."""
+    return f'<div class="graft-note graft-note-{level}">{escape(sentence)}</div>'
+
+
+def facts_html(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and values of numbers, in a grid."""
+    cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in facts)
+    return f'<div class="graft-facts">{cells}</div>'
