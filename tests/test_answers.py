@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from tests.tiny import CHATML, FORGETFUL, make_tokenizer
 from training import answers as module
-from training.answers import AnswerFinder, TrainOn
+from training.answers import AnswerFinder, Rendered
 from training.formats import Conversation, Message, RowError
 from training.layouts import sentinel
+from training.settings import TrainOn
 
 
 def conversation(*turns: str, thought: str | None = None) -> Conversation:
@@ -25,14 +26,15 @@ def conversation(*turns: str, thought: str | None = None) -> Conversation:
 
 def found(finder: AnswerFinder, asked: Conversation, train_on: TrainOn = "answers") -> list[str]:
     """The texts that are trained."""
-    rendered = finder.render(asked, train_on)
+    [rendered] = finder.render_all([asked], train_on)
+    assert isinstance(rendered, Rendered)
     return [rendered.text[start:end] for start, end in rendered.trained]
 
 
 def refusal(template: str, asked: Conversation, train_on: TrainOn = "answers") -> str:
-    with pytest.raises(RowError) as caught:
-        AnswerFinder(make_tokenizer(template)).render(asked, train_on)
-    return str(caught.value)
+    [refused] = AnswerFinder(make_tokenizer(template)).render_all([asked], train_on)
+    assert isinstance(refused, RowError)
+    return str(refused)
 
 
 # Texts that look like what stands for them, or like the template's own.

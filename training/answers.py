@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from training.chat_rendering import ChatRenderer, Span
 from training.formats import Conversation, Message, RowError
 from training.layouts import Layout, make_layout, sentinel
+from training.settings import TrainOn
 
-TrainOn = Literal["answers", "last answer", "everything"]
 _MOST_LAYOUTS = 2_000  # rows with tool calls have nearly each a shape of their own
 _PLAIN = 2  # fields of a message: role and content
 _HIDDEN = "\0"  # stands in a shape for a text
@@ -48,9 +48,17 @@ class AnswerFinder:
         self._renderer = ChatRenderer(tokenizer)
         self._layouts: dict[Hashable, Layout] = {}
 
-    def render(self, conversation: Conversation, train_on: TrainOn) -> Rendered:
-        """The conversation's text and its trained parts; raises RowError where they cannot be told for certain."""
-        text = self._renderer.text(conversation.messages, conversation.tools)
+    def render_all(self, conversations: Sequence[Conversation], train_on: TrainOn) -> list[Rendered | RowError]:
+        """Each conversation's text and its trained parts; or why they cannot be told for certain."""
+        results: list[Rendered | RowError] = []
+        for one, text in zip(conversations, self._renderer.texts(conversations), strict=True):
+            try:
+                results.append(text if isinstance(text, RowError) else self._rendered(one, text, train_on))
+            except RowError as error:
+                results.append(error)
+        return results
+
+    def _rendered(self, conversation: Conversation, text: str, train_on: TrainOn) -> Rendered:
         if train_on == "everything":
             return Rendered(text, [(0, len(text))])
         answering = [number for number, m in enumerate(conversation.messages) if m["role"] == "assistant"]

@@ -10,9 +10,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from training.formats import Message, RowError
+from training.formats import Conversation, Message, RowError
 
 Span = tuple[int, int]  # half open; in characters unless said otherwise
+# Templates add what may be missing and index what may be empty: Python's errors come through Jinja as they are.
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
@@ -34,6 +36,21 @@ class ChatRenderer:
         """The conversation as text, with `prompt_answer` up to where an answer begins; raises RowError."""
         return self._render(messages, tools, add_generation_prompt=prompt_answer)[0]
 
+    def texts(self, conversations: Sequence[Conversation]) -> list[str | RowError]:
+        """Each conversation as text, or why it cannot be. Those without tools are rendered in one call."""
+        plain = [list(one.messages) for one in conversations if not one.tools]
+        try:
+            rendered = iter(self._call(plain)[0] if plain else [])
+        except _TEMPLATE_ERRORS:  # somewhere among them
+            return [self._text_or_error(one) for one in conversations]
+        return [self._text_or_error(one) if one.tools else next(rendered) for one in conversations]
+
+    def _text_or_error(self, conversation: Conversation) -> str | RowError:
+        try:
+            return self.text(conversation.messages, conversation.tools)
+        except RowError as error:
+            return error
+
     def marked_text(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> tuple[str, list[Span]]:
         """The text, and what the template's generation markers enclose: nothing where it has none."""
         marked = bool(_GENERATION.search(self._tokenizer.get_chat_template(tools=tools)))
@@ -42,12 +59,17 @@ class ChatRenderer:
     def _render(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, **options: bool
     ) -> tuple[str, list[Span]]:
-        template = self._tokenizer.get_chat_template(tools=tools)
         try:
-            texts, spans = render_jinja_template(
-                [list(messages)], tools=tools, chat_template=template, **options, **self._special_tokens
-            )
-        # Templates add what may be missing and index what may be empty: Python's errors come through Jinja as they are.
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            texts, spans = self._call([list(messages)], tools, **options)
+        except _TEMPLATE_ERRORS as error:
             raise RowError(f"the chat template refuses it ({error})") from error
         return texts[0], spans[0] if spans else []
+
+    def _call(
+        self, conversations: list[list[Message]], tools: list[dict[str, Any]] | None = None, **options: bool
+    ) -> tuple[list[str], list[list[Span]]]:
+        template = self._tokenizer.get_chat_template(tools=tools)
+        texts, spans = render_jinja_template(
+            conversations, tools=tools, chat_template=template, **options, **self._special_tokens
+        )
+        return texts, spans

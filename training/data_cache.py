@@ -69,9 +69,11 @@ def _few_collections() -> Iterator[None]:
     """Rows are short-lived lists without cycles: the garbage collector would look through them for nothing."""
     before = gc.get_threshold()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         gc.set_threshold(*before)
 
 

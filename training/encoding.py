@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from transformers import PreTrainedTokenizerBase
 
-from training.answers import AnswerFinder, Rendered, TrainOn
+from training.answers import AnswerFinder, Rendered
 from training.formats import Conversation, RowError, Text
+from training.settings import TrainOn
 from training.token_spans import Encoded, SpanTokenizer
 
 Converted = Conversation | Text
@@ -36,7 +37,7 @@ class Encoder:
         waiting: deque[tuple[Sequence[Converted], list[Rendered | RowError], Future[list[list[int]]]]] = deque()
         with ThreadPoolExecutor(1) as executor:
             for batch in batches:
-                rendered = [self._rendered(one) for one in batch]
+                rendered = self._render(batch)
                 texts = [one.text for one in rendered if isinstance(one, Rendered)]
                 waiting.append((batch, rendered, executor.submit(self._spans.ids, texts)))
                 if len(waiting) > 1:
@@ -57,14 +58,14 @@ class Encoder:
         encoded = self._spans.encoded(rendered, ids)
         return self._with_borders(one, encoded) if isinstance(one, Text) and isinstance(encoded, Encoded) else encoded
 
-    def _rendered(self, one: Converted) -> Rendered | RowError:
-        if isinstance(one, Text):
-            whole = not one.answers or self._train_on == "everything"
-            return Rendered(one.text, [(0, len(one.text))] if whole else list(one.answers))
-        try:
-            return self._answers.render(one, self._train_on)
-        except RowError as error:
-            return error
+    def _render(self, batch: Sequence[Converted]) -> list[Rendered | RowError]:
+        conversations = [one for one in batch if isinstance(one, Conversation)]
+        rendered = iter(self._answers.render_all(conversations, self._train_on))
+        return [self._as_it_stands(one) if isinstance(one, Text) else next(rendered) for one in batch]
+
+    def _as_it_stands(self, text: Text) -> Rendered:
+        whole = not text.answers or self._train_on == "everything"
+        return Rendered(text.text, [(0, len(text.text))] if whole else list(text.answers))
 
     def _with_borders(self, text: Text, encoded: Encoded) -> Encoded:
         """A text with its start and end token, and trained up to its end: so the model learns to stop.

@@ -105,8 +105,8 @@ class DatasetsTab:
         with gr.Column(visible=False) as self._details:
             self._lengths = gr.HTML(js_on_load=_CLICKS, elem_id="data-lengths")
             with gr.Row(elem_id="data-paging"):
-                self._back = gr.Button("Previous", scale=1, min_width=90, elem_id="data-previous")
-                self._forth = gr.Button("Next", scale=1, min_width=90, elem_id="data-next")
+                self._back = gr.Button("Previous", size="md", scale=1, min_width=90, elem_id="data-previous")
+                self._forth = gr.Button("Next", size="md", scale=1, min_width=90, elem_id="data-next")
                 self._row = gr.Number(label="Row", precision=0, scale=1, min_width=90, elem_id="data-row")
                 self._search = gr.Textbox(
                     label="Search", placeholder="then Enter", max_lines=1, scale=2, min_width=140, elem_id="data-search"
@@ -287,7 +287,8 @@ class DatasetsTab:
             assigned = (load_columns(files[0]) if names else None) or Columns.model_construct()
         except UserError:
             assigned = Columns.model_construct()  # the check has said that the file is damaged
-        return {self._columns_box: gr.update(visible=bool(names), open=is_wrong and bool(names))} | {
+        opened = {"open": True} if is_wrong and names else {}  # it is never closed: columns may be put right again
+        return {self._columns_box: gr.update(visible=bool(names), **opened)} | {
             box: gr.update(choices=["", *names], value=getattr(assigned, role) or "")
             for role, box in self._columns.items()
         }

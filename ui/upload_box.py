@@ -44,7 +44,7 @@ class UploadBox:
 
     def question(self) -> None:
         """Place what asks whether a file may be replaced."""
-        with gr.Group(visible=False, elem_id=f"{self._id}-question", elem_classes="graft-question") as self._question:
+        with gr.Column(visible=False, elem_id=f"{self._id}-question", elem_classes="graft-question") as self._question:
             self._asked = gr.HTML()
             with gr.Row(elem_classes="graft-actions"):
                 self._replace = gr.Button("Replace", size="sm", min_width=80, elem_id=f"{self._id}-replace")
