@@ -82,7 +82,7 @@ def test_sentence_is_preferred_where_no_line_ends(text: str, first: str) -> None
 
 
 def test_last_chunk_never_holds_one_token_only() -> None:
-    assert texts(chunks_of(BYTES, "abcdefghij", overlap_length=0)) == ["abcdefghij", "j" + END]
+    assert texts(chunks_of(BYTES, "abcdefghij", overlap_length=0)) == ["abcdefghi", "j" + END]
     assert texts(chunks_of(BYTES, "abcdefghijk", overlap_length=0)) == ["abcdefghij", "k" + END]
 
 
@@ -109,14 +109,12 @@ def joined(chunks: list[Chunk], cutoff: int, overlap: int) -> list[int]:
     """The ids of one side of a document: each chunk repeats the end of the one before, and no more."""
     whole = list(chunks[0].input_ids)
     assert len(whole) <= cutoff
-    for before, chunk in pairwise(chunks):
+    for chunk in chunks[1:]:
         assert 2 <= len(chunk.input_ids) <= cutoff
-        # Exactly the overlap is repeated, but for a last token that would stand alone.
-        alone = overlap == 0 and chunk is chunks[-1] and chunk.character < before.character + len(before.text)
-        repeated = 1 if alone else overlap
-        assert len(chunk.input_ids) == 2 if alone else len(chunk.input_ids) > repeated
-        assert whole[len(whole) - repeated :] == chunk.input_ids[:repeated]
-        whole += chunk.input_ids[repeated:]
+        # Exactly the overlap is repeated, and something new follows it.
+        assert len(chunk.input_ids) > overlap
+        assert whole[len(whole) - overlap :] == chunk.input_ids[:overlap]
+        whole += chunk.input_ids[overlap:]
     return whole
 
 

@@ -284,3 +284,12 @@ def test_format_file_brings_its_own_template(tmp_path: Path) -> None:
     example = prepare(settings, folders, tokenizer).train[0]
     assert text_of(tokenizer, example.input_ids) == "Frage: Q1\nAntwort: yes<|im_end|>"
     assert text_of(tokenizer, [i for i in example.labels if i >= 0]) == "yes<|im_end|>"
+
+
+def test_evaluation_rows_that_are_trained_too_are_told(tmp_path: Path) -> None:
+    folders = make_folders(tmp_path)
+    add_dataset(folders, [pair(n) for n in range(6)])
+    add_dataset(folders, [pair(n) for n in (5, 6, 7)], "eval.json")
+    data = prepare(make_settings(evaluation_file="eval.json"), folders, TOKENIZER)
+    assert data.also_trained == 1
+    assert "1 of 3 evaluation examples are trained on too" in data.warnings()[-1]

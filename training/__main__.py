@@ -139,7 +139,10 @@ def _show_new(events: EventReader, history: History, bar: tqdm[Any]) -> None:
         history.add(event)
         if isinstance(event, Note):
             bar.write(event.text)
+    if history.records_prepared and not history.steps:
+        bar.set_description_str(f"{history.records_prepared:,} rows or chunks read")
     if history.steps:
+        bar.set_description_str("")
         last = history.steps[-1]
         evaluation = f", evaluation {history.evaluations[-1].loss:.3f}" if history.evaluations else ""
         bar.set_postfix_str(f"loss {last.loss:.3f}{evaluation}, {history.tokens_per_second:,.0f} tokens/s")

@@ -90,12 +90,17 @@ def use_template(tokenizer: PreTrainedTokenizerBase, folders: Folders, name: str
         tokenizer.chat_template = own
     else:
         template = load_template(folders, name or FALLBACK)
-        tokenizer.chat_template = _with_start(tokenizer, template)
+        put_template(tokenizer, template)
         what = f"The chat template {template.name}"
         note = f"{what} is used, and saved with the LoRA."
         if name == OWN:
             note = f"The base model has no chat template: the template {FALLBACK} is used, and saved with the LoRA."
     return " ".join(part for part in (note, _note_on_end(tokenizer, what)) if part)
+
+
+def put_template(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
+    """Put the template on the tokenizer, with the start token where the model begins every text with it."""
+    tokenizer.chat_template = _with_start(tokenizer, template)
 
 
 def _files(folders: Folders) -> list[Path]:

@@ -161,13 +161,15 @@ class _Chunker:
             yield self._chunk(unit.part, 0, len(self.ids), is_whole=is_whole)
 
     def _full_chunks(self, unit: _Unit) -> Iterator[Chunk]:
-        cutoff, begin = self.settings.cutoff_length, 0
+        cutoff, overlap, begin = self.settings.cutoff_length, self.settings.overlap_length, 0
         # While more may come, two tokens are kept back: of one alone, nothing is learnt.
         while len(self.ids) - begin > cutoff + (0 if unit.last else 1):
             end = self._cut(begin)
+            if overlap == 0 and len(self.ids) - end == 1:
+                end -= 1
             yield self._chunk(unit.part, begin, end, is_whole=False)
             self.made += 1
-            begin = min(end - self.settings.overlap_length, len(self.ids) - 2)
+            begin = end - overlap
         if begin:
             character = self.places[begin]
             self.text, self.text_character = self.text[character - self.text_character :], character

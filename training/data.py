@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from training.chat_templates import OWN, use_template
+from training.chat_templates import OWN, ChatTemplate, put_template, use_template
 from training.chunking import Chunk, make_chunks
 from training.data_cache import cached, data_key
 from training.data_files import facts, iter_rows, iter_text
@@ -37,6 +37,17 @@ class PreparedData:
     train: Examples
     evaluation: Examples
     sources: list[Source]
+    also_trained: int = 0  # evaluation examples that are equal to one that is trained
+
+    def warnings(self) -> list[str]:
+        """Sentences about what was left out, and what would make the evaluation too good."""
+        said = [f"{summary}." for source in self.sources if (summary := source.summary())]
+        if self.also_trained:
+            said.append(
+                f"{self.also_trained:,} of {len(self.evaluation):,} evaluation examples are trained on too, so the "
+                "evaluation loss will look better than it is: take them out of one of the files."
+            )
+        return said
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, settings: Settings, folders: Folders) -> str:
@@ -47,7 +58,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, settings: Settings, folders
     if settings.data_format.endswith(FORMAT_FILE_SUFFIX) and settings.chat_template == OWN and not settings.raw_text:
         template = chat_template_of(folders.formats / settings.data_format)
         if template:
-            tokenizer.chat_template = template
+            put_template(tokenizer, ChatTemplate(settings.data_format, "", template))
             return f"Chat will write questions as {settings.data_format} does: that is saved with the LoRA."
     return use_template(tokenizer, folders, settings.chat_template)
 
@@ -79,9 +90,10 @@ def inspect(
     if settings.evaluation_file:
         apart, more = _records([settings.evaluation_file], settings, folders, tokenizer, count, held_out=False)
         evaluation = Examples(apart, np.flatnonzero(apart.column("kept") > 0))
-        sources = sources + more
         if not len(evaluation):
             raise UserError(f"Evaluation file: {_nothing_left(settings, more)}")
+        also_trained = int(np.isin(evaluation.digests(), train.digests()).sum())
+        return PreparedData(records, train, evaluation, sources + more, also_trained)
     return PreparedData(records, train, evaluation, sources)
 
 

@@ -39,6 +39,7 @@ class DataReport:
     """All that can be said about the data before a training; rows are documents where it is raw text."""
 
     is_raw_text: bool
+    warnings: list[str]  # sentences
     sources: list[Source]
     rows_read: int
     dropped: int
@@ -71,6 +72,7 @@ def make_report(data: PreparedData, settings: Settings) -> DataReport:
     steps = schedule.total_steps if len(data.train) else 0
     return DataReport(
         is_raw_text=bool(settings.raw_text),
+        warnings=data.warnings(),
         sources=data.sources,
         rows_read=sum(s.rows_read for s in data.sources),
         dropped=sum(len(s.dropped) for s in data.sources),

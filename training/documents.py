@@ -32,7 +32,7 @@ class Document:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The documents (file, number) that are held out; or the one whose end is, from this character of its file on."""
+    """The documents (file, number) that are held out, and the one whose end is, from this character of its file on."""
 
     documents: frozenset[tuple[int, int]] = frozenset()
     cut_document: tuple[int, int] | None = None
@@ -88,28 +88,27 @@ def find_documents(file: int, text_pieces: Iterable[Piece]) -> Iterator[Document
 def hold_out(documents: list[Document], share: float, seed: int) -> HeldOut:
     """What to hold out so that it is about `share` of the characters, drawn by `seed`; equal documents stay together.
 
-    Whole documents are drawn while they fit; where none does, the end of the longest is taken.
+    Whole documents are drawn while they fit; where that leaves more than half of the share, it is filled up with the
+    end of the longest.
     """
     groups: dict[bytes, list[Document]] = {}
     for document in documents:
         groups.setdefault(document.digest, []).append(document)
-    equal = list(groups.values())
-    room = share * sum(d.length for d in documents)
+    wanted = room = share * sum(d.length for d in documents)
     drawn: set[tuple[int, int]] = set()
-    for group in random.Random(seed).sample(equal, len(equal)):
+    for group in random.Random(seed).sample(list(groups.values()), len(groups)):
         length = sum(d.length for d in group)
         if length <= room:
             drawn |= {(d.file, d.number) for d in group}
             room -= length
-    if drawn or not documents:
+    alone = [group[0] for group in groups.values() if len(group) == 1 and (group[0].file, group[0].number) not in drawn]
+    if room <= wanted / 2 or not alone:
         return HeldOut(frozenset(drawn))
-    alone = [group[0] for group in equal if len(group) == 1]
-    if not alone:
-        return HeldOut()
     longest = max(alone, key=lambda d: d.length)
     return HeldOut(
+        frozenset(drawn),
         cut_document=(longest.file, longest.number),
-        from_character=longest.character + round(longest.length * (1 - share)),
+        from_character=longest.character + longest.length - round(room),
     )
 
 

@@ -85,9 +85,8 @@ def _prepare_data(
             said_at = time.monotonic()
 
     prepared = data.prepare(settings, folders, tokenizer, count)
-    for source in prepared.sources:
-        if summary := source.summary():
-            run.append(Note(level="warning", text=summary))
+    for warning in prepared.warnings():
+        run.append(Note(level="warning", text=warning))
     return prepared
 
 

@@ -175,6 +175,11 @@ class Examples(Sequence[Example]):
         self.lengths: list[int] = records.column("kept")[numbers].tolist()  # tokens of each example
         self.trained_tokens: list[int] = records.column("trained_tokens")[numbers].tolist()
 
+    def digests(self) -> np.ndarray[Any, Any]:
+        """Of each example; equal ones have the same."""
+        digests: np.ndarray[Any, Any] = self._records.column("digest")[self.numbers]
+        return digests
+
     def __len__(self) -> int:
         return len(self.numbers)
 

@@ -65,7 +65,7 @@ class RowReader:
     def __init__(self, settings: Settings, encoder: Encoder) -> None:
         self._settings = settings
         self._encoder = encoder
-        self._seen: dict[int, str] = {}
+        self._seen: dict[int, tuple[str, int]] = {}  # by digest, the file and row where it stood first
 
     def records(self, path: Path, file: int, chosen: Format, source: Source) -> Iterator[Record]:
         """A record for each row of the file, in order; `file` is its number among those that are read."""
@@ -143,9 +143,10 @@ class RowReader:
         """The record, or when an earlier one is equal and copies are unwanted, one that is dropped."""
         digest = record.digest
         if digest not in self._seen:
-            self._seen[digest] = f"the same as row {record.row} of {source.file}"
+            self._seen[digest] = source.file, record.row
             return record
-        copy = LeftOut(record.row, self._seen[digest])
+        file, row = self._seen[digest]
+        copy = LeftOut(record.row, f"the same as row {row} of {file}")
         source.duplicates.append(copy)
         return replace(record, kept=0, reason=copy.reason) if self._settings.drop_duplicates and record.kept else record
 

@@ -60,7 +60,7 @@ def _notes(check: DataCheck) -> list[tuple[str, str]]:
     """Sentences to show, each with its level."""
     report = check.report
     notes = [(check.template_note, "info")] if check.template_note and not report.is_raw_text else []
-    notes += [(summary + ".", "warning") for source in report.sources if (summary := source.summary())]
+    notes += [(warning, "warning") for warning in report.warnings]
     if report.empty_answers:
         empty = f"{report.empty_answers:,} row{'s' if report.empty_answers > 1 else ''}"
         notes.append((f"Rows without an answer teach nothing and are dropped: {empty}.", "info"))
