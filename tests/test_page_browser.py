@@ -247,7 +247,7 @@ def test_wrong_upload_is_a_sentence(server: Server, page: Page, tmp_path: Path) 
     with page.expect_file_chooser() as chooser:
         page.locator("#upload-dataset").click()
     chooser.value.set_files(bad)
-    expect(page.locator("#form-message")).to_contain_text("broken.json is not valid JSON")
+    expect(page.locator("#form-message")).to_contain_text("broken.json ends after row 1")
     assert not (server.folders.datasets / "broken.json").exists()
 
 
