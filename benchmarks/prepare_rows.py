@@ -23,6 +23,7 @@ from datasets import Dataset, load_dataset
 from training.data import prepare, set_template
 from training.parsing import parse
 from training.paths import Folders
+from training.worker import collect_rarely
 
 _MODEL = Folders.models / "starter"
 _TEXT = Folders.datasets / "lighthouse_keeper.txt"
@@ -104,6 +105,7 @@ def main() -> None:
         "per-row map, leanest": lambda path, work: lean_map(path, work, tokenizer),
         "TRL SFTTrainer": lambda path, work: trl(path, work, tokenizer, model),
     }
+    collect_rarely()  # as in Graft's worker; it helps the peers as much
     ratios: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"

@@ -143,3 +143,51 @@ def test_blank_answer_is_refused() -> None:
 @pytest.mark.parametrize("error", ["{{ 1 / 0 }}", "{{ messages[99]['x'] }}", "{{ messages + 1 }}", "{{ none.x.y }}"])
 def test_template_that_breaks_is_a_bad_row(error: str) -> None:
     assert "the chat template refuses it" in refusal(error, conversation("Q", "A"))
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 5}}}
+NAMES_TOOLS = "{%- for tool in tools or [] -%}{{ tool.function.name }};{%- endfor -%}" + CHATML
+
+
+def calling() -> Conversation:
+    messages = [
+        Message(role="user", content="How much?"),
+        Message(role="assistant", content="", tool_calls=[CALL]),
+        Message(role="assistant", content="Five."),
+    ]
+    return Conversation(messages, [TOOL])
+
+
+@pytest.mark.parametrize("train_on", ["answers", "last answer", "everything"])
+def test_calls_are_missed_though_the_tools_are_named(train_on: TrainOn) -> None:
+    assert "leaves out the tool calls of turn 2" in refusal(NAMES_TOOLS, calling(), train_on)
+
+
+def test_tools_are_missed_though_a_call_names_one() -> None:
+    calls = "(message['tool_calls'] | tojson if message['tool_calls'] else message['content'])"
+    assert "leaves out the tools" in refusal(CHATML.replace("message['content']", calls), calling())
+
+
+@pytest.mark.parametrize("train_on", ["answers", "everything"])
+def test_system_prompt_that_is_left_out_is_told_in_every_mode(train_on: TrainOn) -> None:
+    asked = Conversation(
+        [
+            Message(role="system", content="Be kind."),
+            Message(role="user", content="Q"),
+            Message(role="assistant", content="A"),
+        ]
+    )
+    template = CHATML.replace("in messages -%}", "in messages if message['role'] != 'system' -%}")
+    assert "leaves out turn 1 (system)" in refusal(template, asked, train_on)
+
+
+def test_next_turns_header_is_never_an_answers_end() -> None:
+    template = (
+        "{%- for message in messages -%}{{ '<|head|>' + message['role'] + '<|/head|>' + message['content'] }}"
+        "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|head|>assistant<|/head|>' }}"
+        "{%- else -%}{{ '<|eot|>' }}{%- endif -%}"
+    )
+    assert "earlier answers in another way" in refusal(template, conversation("Q", "x", "R", "y"))
+    finder = AnswerFinder(make_tokenizer(template))
+    assert found(finder, conversation("Q", "x", "R", "y"), "last answer") == ["y<|eot|>"]

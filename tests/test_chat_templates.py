@@ -16,7 +16,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import CHATML, make_tokenizer
-from training.chat_templates import FALLBACK, OWN, list_templates, load_template, use_template
+from training.chat_templates import FALLBACK, OWN, load_template, template_names, use_template
 from training.errors import UserError
 from training.paths import PROJECT, Folders
 
@@ -97,12 +97,11 @@ def folder_with(tmp_path: Path, **files: str) -> Folders:
 
 
 def test_shipped_templates_are_listed_and_say_what_they_are_for() -> None:
-    templates, problems = list_templates(SHIPPED)
-    assert problems == []
-    assert [t.name for t in templates] == sorted(WRITTEN)
-    for template in templates:
+    assert template_names(SHIPPED) == sorted(WRITTEN)
+    for name in WRITTEN:
+        template = load_template(SHIPPED, name)
+        assert template.name == name
         assert template.about.endswith(".") and "\n" not in template.about and len(template.about) < 120
-        assert template == load_template(SHIPPED, template.name)
     assert FALLBACK in WRITTEN
 
 
@@ -169,9 +168,8 @@ def test_own_template_of_the_user(tmp_path: Path) -> None:
     (tmp_path / ".hidden.jinja").write_text("{{")
     (tmp_path / "notes.txt").write_text("{{")
     (tmp_path / "folder.jinja").mkdir()
-    templates, problems = list_templates(folders)
-    assert [(t.name, t.about) for t in templates] == [("B", ""), ("mine", "Mine, for all."), ("short", "")]
-    assert problems == []
+    assert template_names(folders) == ["B", "mine", "short"]
+    assert [load_template(folders, name).about for name in ("B", "mine")] == ["", "Mine, for all."]
     tokenizer = tokenizer_with()
     assert use_template(tokenizer, folders, "mine") == "The chat template mine is used, and saved with the LoRA."
     assert rendered(tokenizer, TURNS[:2]).strip() == "Be kind.</s>Hi</s>"
@@ -185,16 +183,17 @@ def test_own_template_of_the_user(tmp_path: Path) -> None:
         ("\n\n{{ x | nosuchfilter }}", "line 3: No filter named 'nosuchfilter'"),
         ("{% endgeneration %}", "mistake in line 1"),
         (b"\xff\xfe\x00", "not UTF-8"),
+        ("{% for a in b %}" * 30 + "{% endfor %}" * 30, "nested too deeply"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
     ],
 )
-def test_damaged_template_is_named_without_hiding_the_others(tmp_path: Path, source: str | bytes, words: str) -> None:
+def test_damaged_template_is_named_and_hides_no_others(tmp_path: Path, source: str | bytes, words: str) -> None:
     (tmp_path / "bad.jinja").write_bytes(source if isinstance(source, bytes) else source.encode())
     folders = folder_with(tmp_path, good="{{ eos_token }}")
-    templates, (problem,) = list_templates(folders)
-    assert [t.name for t in templates] == ["good"]
-    assert "bad.jinja" in problem and words in problem
-    with pytest.raises(UserError, match=r"bad\.jinja"):
+    assert template_names(folders) == ["bad", "good"] and load_template(folders, "good")
+    with pytest.raises(UserError, match=r"bad\.jinja") as caught:
         load_template(folders, "bad")
+    assert words in str(caught.value)
 
 
 def test_what_transformers_adds_to_jinja_is_known(tmp_path: Path) -> None:
@@ -206,8 +205,8 @@ def test_what_transformers_adds_to_jinja_is_known(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows refuses such a name itself")
 def test_name_that_is_no_file_name_everywhere_is_refused(tmp_path: Path) -> None:
-    _, (problem,) = list_templates(folder_with(tmp_path, **{"a<b>": "x"}))
-    assert "a<b>.jinja" in problem
+    with pytest.raises(UserError, match=r"a<b>\.jinja"):
+        load_template(folder_with(tmp_path, **{"a<b>": "x"}), "a<b>")
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../training/x", "alpaca.jinja", "/etc/passwd", "Alpaca", " "])
@@ -218,7 +217,7 @@ def test_unknown_name_is_refused_with_those_that_are_there(name: str) -> None:
 
 def test_no_folder_is_no_templates(tmp_path: Path) -> None:
     folders = Folders(templates=tmp_path / "missing")
-    assert list_templates(folders) == ([], [])
+    assert template_names(folders) == []
     with pytest.raises(UserError, match="the folder is empty"):
         load_template(folders, "alpaca")
 
@@ -272,7 +271,15 @@ def test_template_that_needs_an_end_token_the_model_lacks_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ raise_exception('never') }}", "{{ messages[0].content + 1 }}", "{{ nosuch.x }}"]
+    "source",
+    [
+        "{{ raise_exception('never') }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ nosuch.x }}",
+        "{{ 1 / 0 }}",
+        "{{ messages | map(attribute='x') | list | sum }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    ],
 )
 def test_template_that_fails_on_a_simple_question_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(UserError, match="The chat template mine cannot write down a question"):
@@ -291,7 +298,7 @@ def test_chosen_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
 
 def test_listing_needs_none_of_the_heavy_libraries() -> None:
     program = (
-        "import sys; from training.paths import Folders; from training.chat_templates import list_templates; "
-        "assert list_templates(Folders())[0]; sys.exit(len({'torch', 'transformers'} & set(sys.modules)))"
+        "import sys; from training.paths import Folders; from training.chat_templates import load_template; "
+        "assert load_template(Folders(), 'chatml'); sys.exit(len({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False, timeout=60).returncode == 0

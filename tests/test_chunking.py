@@ -237,8 +237,10 @@ def test_preferred_cuts_never_part_a_letter(small: pytest.MonkeyPatch, text: str
     cutoff, overlap, prefer = limits
     overlap = min(overlap, cutoff - 1)
     chunks = chunks_of(BYTES, text, cutoff_length=cutoff, overlap_length=overlap, prefer_line_cut=prefer)
-    for chunk in chunks:
-        if len(chunk.input_ids) < cutoff and BYTES.eos_token_id not in chunk.input_ids:
+    for number, chunk in enumerate(chunks):
+        # Without an overlap it may be one shorter, so that the last token does not stand alone.
+        gives_one = overlap == 0 and [len(c.input_ids) for c in chunks[number + 1 : number + 2]] == [2]
+        if len(chunk.input_ids) < cutoff and BYTES.eos_token_id not in chunk.input_ids and not gives_one:
             assert len(chunk.input_ids) >= cutoff - prefer
             end = text_of(BYTES, chunk.input_ids)
             assert not end.endswith("\ufffd")

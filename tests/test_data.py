@@ -164,8 +164,8 @@ def test_evaluation_file_takes_the_place_of_the_held_out_share(tmp_path: Path) -
     add_dataset(make_folders(tmp_path), [pair(90), pair(91, "")], "eval.json")
     data = prepared(tmp_path, [pair(n) for n in range(10)], held_out_share=0.3, evaluation_file="eval.json")
     assert (len(data.train), len(data.evaluation)) == (10, 1)
-    assert [s.file for s in data.sources] == ["pairs.json", "eval.json"]
-    assert data.sources[1].dropped[0].row == 2
+    assert [s.file for s in data.all_sources] == ["pairs.json", "eval.json"]
+    assert data.evaluation_sources[0].dropped[0].row == 2
 
 
 def test_evaluation_file_of_which_nothing_can_be_used(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_raw_text_with_an_evaluation_file(tmp_path: Path) -> None:
     (tmp_path / "datasets" / "other.txt").write_text("something else")
     data = raw(tmp_path, "word " * 50, evaluation_file="other.txt")
     assert [text_of(TOKENIZER, e.input_ids) for e in data.evaluation] == ["something else<|im_end|>"]
-    assert [s.file for s in data.sources] == ["book.txt", "other.txt"]
+    assert [s.file for s in data.all_sources] == ["book.txt", "other.txt"]
 
 
 @pytest.mark.parametrize("held_out_share", [0, 0.1])

@@ -136,7 +136,7 @@ def test_template_that_leaves_thoughts_out_refuses_to_train_on_them() -> None:
     thoughtful = [("user", "A"), ("assistant", "<think>hm</think>one"), ("user", "B"), ("assistant", "two")]
     assert "leaves out the thoughts of turn 2" in refused(tokenizer, thoughtful)
     assert trained_texts(tokenizer, encoded(tokenizer, thoughtful, "last answer")) == ["two<|im_end|>"]
-    assert encoded(tokenizer, thoughtful, "everything").trained
+    assert "leaves out the thoughts of turn 2" in refused(tokenizer, thoughtful, "everything")
     plain = DIALOGUES["several turns"]
     assert trained_texts(tokenizer, encoded(tokenizer, plain)) == expected_texts("chatml", plain)
 

@@ -46,6 +46,13 @@ ROWS: list[tuple[str, Row, Turns | str]] = [
         [(S, "Y"), (U, "a"), (A, "b"), (U, "c"), (A, "4"), (U, "I"), (A, "O")],
     ),
     ("alpaca", {"instruction": "I", "output": "O", "history": []}, [(U, "I"), (A, "O")]),
+    ("alpaca", {"instruction": "I", "output": "O", "history": " "}, [(U, "I"), (A, "O")]),
+    ("alpaca", {"instruction": "I", "output": "O", "history": "[]"}, [(U, "I"), (A, "O")]),
+    (
+        "alpaca",
+        {"instruction": "I", "output": "O", "history": ' [["a", "b"], ["c", 4]]'},
+        [(U, "a"), (A, "b"), (U, "c"), (A, "4"), (U, "I"), (A, "O")],
+    ),
     # as databricks-dolly has it
     ("alpaca", {"instruction": "I", "context": "X", "response": "O", "category": "qa"}, [(U, "I\nX"), (A, "O")]),
     ("question-answer", {"question": "Q", "answer": 7}, [(U, "Q"), (A, "7")]),
@@ -133,6 +140,7 @@ BAD_ROWS: list[tuple[str, Row, str]] = [
     ("alpaca", {"instruction": "I", "input": ["x"], "output": "O"}, "'input' holds a list and not text"),
     ("alpaca", {"INSTRUCTION": True, "output": "O"}, "'INSTRUCTION' holds true or false and not text"),
     ("alpaca", {"instruction": "I", "output": "O", "history": "x"}, "'history' is not a list"),
+    ("alpaca", {"instruction": "I", "output": "O", "history": "[["}, "'history' is not valid JSON"),
     ("alpaca", {"instruction": "I", "output": "O", "history": [["a", "b"], ["c"]]}, "pair 2 of 'history' is not a q"),
     ("alpaca", {"instruction": "I", "output": "O", "history": [["a", {}]]}, "pair 1 of 'history' holds an object"),
     ("question-answer", {"question": "Q", "answer": True}, "'answer' holds true or false and not text"),
@@ -204,6 +212,42 @@ def test_unusable_row_says_why(name: str, row: Row, reason: str) -> None:
 def test_empty_answer_is_told_apart(name: str, row: Row, reason: str) -> None:
     with pytest.raises(EmptyAnswer) as caught:
         BY_NAME[name].convert(row)
+    assert str(caught.value).startswith(reason)
+
+
+def weighted(*weights: Any) -> Row:
+    answers = [{"role": A, "content": "O", "weight": weight} for weight in weights]
+    return {"messages": [turn for answer in answers for turn in ({"role": U, "content": "Q", "weight": 0}, answer)]}
+
+
+@pytest.mark.parametrize("weights", [(1, 1.0), (None, True), ("1", ""), (float("nan"),)])
+def test_weights_of_turns_that_are_learnt(weights: tuple[Any, ...]) -> None:
+    converted = BY_NAME["messages"].convert(weighted(*weights))
+    assert isinstance(converted, Conversation)
+    assert [m["content"] for m in converted.messages] == ["Q", "O"] * len(weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ((0,), "turn 2 has the weight 0, and weights of single turns are not supported: end the conversation before"),
+        ((1, 0), "turn 4 has the weight 0, "),
+        ((0, 1, 1), "turn 2 has the weight 0, and weights of single turns are not supported: end the conversation"),
+        (
+            (0, 1),
+            "turn 2 has the weight 0, and weights of single turns are not supported: remove the weights and train",
+        ),
+        ((0, 0.0, None), "turn 2 has the weight 0, and weights of single turns are not supported: remove the weights"),
+        ((False,), "turn 2 has the weight false, "),
+        (("0",), "turn 2 has the weight 0, "),
+        ((0.5,), "turn 2 has the weight 0.5, "),
+        (([],), "turn 2: 'weight' holds a list"),
+        ((LONG,), "turn 2: 'weight' holds a number too long"),
+    ],
+)
+def test_turn_that_is_not_to_be_learnt_is_refused(weights: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        BY_NAME["messages"].convert(weighted(*weights))
     assert str(caught.value).startswith(reason)
 
 

@@ -288,7 +288,7 @@ FAMILIES = {
         ),  # only questions ask
         tokens=f"{DEEPSEEK['tokens']} {DEEPSEEK_TOOLS}",
         show=deepseek_calls,
-        refuses=REASONING,
+        refuses=REASONING | {"tool call", "tool calls"},  # it has no place for the tools themselves
     ),
     "phi3": like(BARS, end="<|end|>", tokens="<|system|> <|user|> <|assistant|> <|end|>", eos="<|endoftext|>"),
     "phi4": like(CHATML, prompt="<|im_start|>assistant<|im_sep|>", tokens="<|im_start|> <|im_sep|>"),

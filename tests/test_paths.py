@@ -15,7 +15,6 @@ from training.paths import (
     MAX_NAME_LENGTH,
     TEXT_SUFFIXES,
     Folders,
-    data_file,
     data_files,
     list_data_files,
     list_models,
@@ -102,25 +101,16 @@ def test_folders_are_made(tmp_path: Path) -> None:
     folders.make()
 
 
+def test_templates_of_a_test_are_copies(tmp_path: Path) -> None:
+    copies, shipped = (set(folders.templates.iterdir()) for folders in (make_folders(tmp_path), Folders()))
+    assert {path.name for path in copies} >= {path.name for path in shipped if path.suffix == ".jinja"}
+    assert not copies & shipped
+
+
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made"):
         Folders(models=tmp_path / "file" / "models").make()
-
-
-def test_data_file_by_name_or_path(tmp_path: Path) -> None:
-    folders = make_folders(tmp_path)
-    inside, outside = folders.datasets / "a.json", tmp_path / "b.json"
-    inside.touch()
-    outside.touch()
-    assert data_file(folders, "a.json") == inside.resolve()
-    assert data_file(folders, str(outside)) == outside.resolve()
-
-
-@pytest.mark.parametrize("name", ["", "  ", "none.json", "..", ".", "x" * 5000, "a\0b"])
-def test_no_such_data_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError):
-        data_file(make_folders(tmp_path), name)
 
 
 def _data(tmp_path: Path, *names: str) -> Folders:

@@ -111,6 +111,8 @@ def test_two_uploads_for_one_place(folders: Folders, tmp_path: Path) -> None:
         store_uploads(folders, [first, other], on_conflict="keep both")
     assert _stored(folders) == {}
     assert store_uploads(folders, [first, same]) == ["a.txt"]
+    assert store_uploads(folders, [first, same, other], folder="set") == ["set/"]
+    assert _stored(folders) == {"a.txt": "1", "set/a.txt": "1", "set/a-2.txt": "2"}
 
 
 def test_a_folder_is_never_replaced_by_a_file(folders: Folders, tmp_path: Path) -> None:

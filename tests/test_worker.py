@@ -144,7 +144,7 @@ def test_receipt_says_what_ran(folders: Folders, monkeypatch: pytest.MonkeyPatch
     assert receipt["packages"]["torch"] == torch.__version__
     notes = [e for e in EventReader(run).read_new() if isinstance(e, Note)]
     assert [(n.level, n.text) for n in notes] == [
-        ("warning", "1 of 11 rows of pairs.json were dropped: 'answer' is missing or empty (row 1)."),
+        ("warning", "1 of 11 rows of pairs.json was dropped: 'answer' is missing or empty (row 1)."),
         (
             "warning",
             "This training has only 4 steps, so the LoRA will hardly change: lower the batch size or raise the epochs.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,15 +171,17 @@ def make_model(vocabulary: int, *, seed: int = 0) -> LlamaForCausalLM:
 
 
 def make_folders(root: Path) -> Folders:
-    """Empty working folders below `root`; the chat templates are those that ship."""
+    """Working folders below `root`, empty but for copies of the chat templates that ship."""
     folders = Folders(
         models=root / "models",
         datasets=root / "datasets",
         loras=root / "loras",
         presets=root / "presets",
         formats=root / "formats",
+        templates=root / "templates",
     )
     folders.make()
+    shutil.copytree(Folders().templates, folders.templates, dirs_exist_ok=True)
     return folders
 
 

@@ -59,34 +59,37 @@ class AnswerFinder:
         return results
 
     def _rendered(self, conversation: Conversation, text: str, train_on: TrainOn) -> Rendered:
-        if train_on == "everything":
-            return Rendered(text, [(0, len(text))])
         answering = [number for number, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-        if not answering:
+        if not answering and train_on != "everything":
             raise RowError("no turn is the assistant's, so there is no answer to learn")
         wanted = answering[-1:] if train_on == "last answer" else answering
-        layout, slots, places = self._placed(conversation, text)
-        _refuse_losses(layout, slots, conversation.messages, wanted)
+        slots, shape = _slots(conversation)
+        layout, places = self._placed(conversation, slots, shape, text)
+        if places is None and train_on != "everything":
+            raise RowError(
+                "the chat template changes the texts, which hides where the answers are: choose another chat template, "
+                "or train on everything"
+            )
+        if places is not None:
+            _refuse_losses(layout, slots, conversation.messages, wanted)
+        if places is None or train_on == "everything":
+            return Rendered(text, [(0, len(text))])
         return Rendered(text, [_located(layout, places, number) for number in wanted])
 
-    def _placed(self, conversation: Conversation, text: str) -> tuple[Layout, list[_Slot], list[Span]]:
-        """The conversation's layout, its texts, and where in the rendered text they stand."""
-        slots, shape = _slots(conversation)
+    def _placed(
+        self, conversation: Conversation, slots: list[_Slot], shape: Hashable, text: str
+    ) -> tuple[Layout, list[Span] | None]:
+        """The conversation's layout, and where in the rendered text its texts stand, if that can be proved."""
         layout = self._layouts.get(shape)
         if layout is not None and (places := _match(layout, slots, text)) is not None:
-            return layout, slots, places
+            return layout, places
         # New, or of an earlier minute: a template may write the time of day.
         owners = [slot.message for slot in slots]
         layout = make_layout(self._renderer, _with_sentinels(conversation.messages, slots), owners, conversation.tools)
         if len(self._layouts) >= _MOST_LAYOUTS:
             del self._layouts[next(iter(self._layouts))]
         self._layouts[shape] = layout
-        if (places := _match(layout, slots, text)) is not None:
-            return layout, slots, places
-        raise RowError(
-            "the chat template changes the texts, which hides where the answers are: choose another chat template, or "
-            "train on everything"
-        )
+        return layout, _match(layout, slots, text)
 
 
 def _slots(conversation: Conversation) -> tuple[list[_Slot], Hashable]:

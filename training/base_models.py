@@ -9,7 +9,9 @@ from pathlib import Path
 
 from training.errors import UserError
 from training.paths import Folders
+from training.settings import Settings
 
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")  # in configs of different families
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -33,6 +35,27 @@ def locate_base_model(folders: Folders, name: str) -> str:
     raise UserError(
         f"Base model: there is no folder '{name}' in {folders.models}. Put the model's folder there, "
         "or type its Hugging Face name, such as org/model."
+    )
+
+
+def context_length(source: str) -> int | None:
+    """Tokens that the model in a folder can read at once, where its config says so; for a Hub name nothing is known."""
+    config = Path(source) / "config.json"
+    if not config.is_file():
+        return None
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values = values | values.get("text_config", {})
+    return next((int(values[name]) for name in _CONTEXT_NAMES if values.get(name)), None)
+
+
+def cutoff_warning(settings: Settings, source: str) -> str:
+    """A sentence where the cutoff is beyond what the model can read, else nothing."""
+    context = context_length(source)
+    if context is None or settings.cutoff_length <= context:
+        return ""
+    return (
+        f"{settings.base_model} reads at most {context:,} tokens at once, so a cutoff of {settings.cutoff_length:,} "
+        "asks too much of it: lower the cutoff."
     )
 
 

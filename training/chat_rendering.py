@@ -6,15 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from training.chat_templates import TEMPLATE_ERRORS
 from training.formats import Conversation, Message, RowError
 
 Span = tuple[int, int]  # half open; in characters unless said otherwise
-# Templates add what may be missing and index what may be empty: Python's errors come through Jinja as they are.
-_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
@@ -26,9 +24,9 @@ class ChatRenderer:
         self._special_tokens = dict(tokenizer.special_tokens_map)
         added = {*tokenizer.all_special_tokens, *(token.content for token in tokenizer.added_tokens_decoder.values())}
         # One of the tokens that no text is made of, with the white space before it; the longest of those that fit.
-        self.special_token = re.compile(
-            r"\s*(?:" + "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) + ")"
-        )
+        # Without any it matches nothing, where an empty choice would match everywhere.
+        tokens = "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+        self.special_token = re.compile(rf"\s*(?:{tokens or '(?!)'})")
 
     def text(
         self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None, *, prompt_answer: bool = False
@@ -41,7 +39,7 @@ class ChatRenderer:
         plain = [list(one.messages) for one in conversations if not one.tools]
         try:
             rendered = iter(self._call(plain)[0] if plain else [])
-        except _TEMPLATE_ERRORS:  # somewhere among them
+        except TEMPLATE_ERRORS:  # somewhere among them
             return [self._text_or_error(one) for one in conversations]
         return [self._text_or_error(one) if one.tools else next(rendered) for one in conversations]
 
@@ -61,7 +59,7 @@ class ChatRenderer:
     ) -> tuple[str, list[Span]]:
         try:
             texts, spans = self._call([list(messages)], tools, **options)
-        except _TEMPLATE_ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             raise RowError(f"the chat template refuses it ({error})") from error
         return texts[0], spans[0] if spans else []
 

@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 
 OWN = ""  # the base model's own template
 FALLBACK = "alpaca"  # asks for no token beyond the model's own end token, so that it fits any base model
+# What rendering raises: templates add what may be missing, index what may be empty, nest or call themselves too deep,
+# and Python's own errors come through Jinja as they are.
+TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _ABOUT = re.compile(r"\s*\{#[-+]?\s*(.*?)\s*[-+]?#\}", re.DOTALL)
 
 
@@ -49,19 +61,8 @@ class ChatTemplate:
     source: str
 
 
-def list_templates(folders: Folders) -> tuple[list[ChatTemplate], list[str]]:
-    """The named templates in the order of their names, and a sentence for each file that cannot be used."""
-    templates, problems = [], []
-    for path in _files(folders):
-        try:
-            templates.append(_read(path))
-        except UserError as error:
-            problems.append(str(error))
-    return templates, problems
-
-
 def template_names(folders: Folders) -> list[str]:
-    """The names of the templates, without a look into them."""
+    """The names of the templates in their order, without a look into them."""
     return [path.stem for path in _files(folders)]
 
 
@@ -123,6 +124,8 @@ def _read(path: Path) -> ChatTemplate:
         raise UserError(
             f"The chat template {path.name} has a mistake in line {error.lineno}: {_plain(error)}; mend it there."
         ) from None
+    except (RecursionError, SyntaxError):  # what Python makes of the code that Jinja writes
+        raise UserError(f"The chat template {path.name} is nested too deeply: simplify it.") from None
     about = _ABOUT.match(source)
     return ChatTemplate(path.stem, " ".join(about[1].split()) if about else "", source)
 
@@ -161,8 +164,7 @@ def _note_on_end(tokenizer: PreTrainedTokenizerBase, what: str) -> str:
     turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    # Python's own errors come through Jinja as they are.
-    except (TemplateError, TypeError, ValueError) as error:
+    except TEMPLATE_ERRORS as error:
         raise UserError(
             f"{what} cannot write down a question with an answer ({_plain(error)}): mend it or choose another template."
         ) from error

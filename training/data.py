@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from training.chat_templates import OWN, ChatTemplate, put_template, use_templat
 from training.chunking import Chunk, make_chunks
 from training.data_cache import cached, data_key
 from training.data_files import facts, iter_rows, iter_text
-from training.dataset_format import dataset_format
+from training.dataset_format import dataset_format, format_file
 from training.documents import HeldOut, find_documents, hold_out, parts, pieces
 from training.encoding import Encoder
 from training.errors import UserError
@@ -37,11 +37,17 @@ class PreparedData:
     train: Examples
     evaluation: Examples
     sources: list[Source]
+    evaluation_sources: list[Source] = field(default_factory=list)  # of an evaluation file
     also_trained: int = 0  # evaluation examples that are equal to one that is trained
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """Of the training data and of the evaluation file."""
+        return [*self.sources, *self.evaluation_sources]
 
     def warnings(self) -> list[str]:
         """Sentences about what was left out, and what would make the evaluation too good."""
-        said = [f"{summary}." for source in self.sources if (summary := source.summary())]
+        said = [summary for source in self.all_sources if (summary := source.summary())]
         if self.also_trained:
             said.append(
                 f"{self.also_trained:,} of {len(self.evaluation):,} evaluation examples are trained on too, so the "
@@ -56,7 +62,7 @@ def set_template(tokenizer: PreTrainedTokenizerBase, settings: Settings, folders
     A format file brings its own, so that chat writes questions as the training did.
     """
     if settings.data_format.endswith(FORMAT_FILE_SUFFIX) and settings.chat_template == OWN and not settings.raw_text:
-        template = chat_template_of(folders.formats / settings.data_format)
+        template = chat_template_of(format_file(folders, settings.data_format))
         if template:
             put_template(tokenizer, ChatTemplate(settings.data_format, "", template))
             return f"Chat will write questions as {settings.data_format} does: that is saved with the LoRA."
@@ -72,7 +78,7 @@ def prepare(
     """
     data = inspect(settings, folders, tokenizer, count)
     if not len(data.train):
-        raise UserError(_nothing_left(settings, data.sources))
+        raise UserError(nothing_left(settings, data.sources))
     return data
 
 
@@ -91,9 +97,9 @@ def inspect(
         apart, more = _records([settings.evaluation_file], settings, folders, tokenizer, count, held_out=False)
         evaluation = Examples(apart, np.flatnonzero(apart.column("kept") > 0))
         if not len(evaluation):
-            raise UserError(f"Evaluation file: {_nothing_left(settings, more)}")
+            raise UserError(f"Evaluation file: {nothing_left(settings, more)}")
         also_trained = int(np.isin(evaluation.digests(), train.digests()).sum())
-        return PreparedData(records, train, evaluation, sources + more, also_trained)
+        return PreparedData(records, train, evaluation, sources, more, also_trained)
     return PreparedData(records, train, evaluation, sources)
 
 
@@ -199,7 +205,7 @@ def _held_out(records: Records, settings: Settings) -> np.ndarray[Any, Any]:
     return held_out
 
 
-def _nothing_left(settings: Settings, sources: Sequence[Source]) -> str:
+def nothing_left(settings: Settings, sources: Sequence[Source]) -> str:
     """Why there is no example, and what to do."""
     said = " ".join(summary for source in sources if (summary := source.summary()))
     reasons = [left_out.reason for source in sources for left_out in source.dropped]
@@ -211,4 +217,4 @@ def _nothing_left(settings: Settings, sources: Sequence[Source]) -> str:
         hint = "Is it the right data format? auto finds it."
     else:
         hint = "Check the data on the Datasets tab."
-    return f"Nothing is left to train on. {said}{'. ' if said else ''}{hint}"
+    return f"Nothing is left to train on. {said}{' ' if said else ''}{hint}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -21,14 +20,16 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from training.data_files import facts
+from training.errors import UserError
 from training.formats import columns_file
 from training.paths import Folders
 from training.prepared import Records, RecordWriter
 from training.rows import LeftOut, Source
 from training.settings import Settings
 
-_OBJECTS_BETWEEN_COLLECTIONS = 200_000
 _KEPT = 12  # sets of prepared data; the ones not used for longest go first
+_KEPT_BYTES = 20 * 10**9
+_ABANDONED = 24 * 60 * 60.0  # seconds
 _SETTINGS_FOR_ROWS = ("data_format", "train_on", "too_long", "cutoff_length", "drop_duplicates")
 _SETTINGS_FOR_TEXT = ("cutoff_length", "overlap_length", "prefer_line_cut", "hard_cut_string", "minimum_length")
 log = logging.getLogger(__name__)
@@ -49,32 +50,24 @@ def cached(folders: Folders, key: str, prepare: Prepare) -> tuple[Records, list[
             log.exception("the prepared data in %s is damaged and made anew", folder)
             shutil.rmtree(folder, ignore_errors=True)
     partial = root / f"{key}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir(parents=True)
     try:
-        with _few_collections(), RecordWriter(partial / "records.arrow") as writer:
+        partial.mkdir(parents=True)
+        with RecordWriter(partial / "records.arrow") as writer:
             sources = prepare(writer)
         # An Arrow stream that breaks off between two batches reads as a whole one: the number tells.
         content = {"records": writer.written, "sources": [asdict(source) for source in sources]}
         (partial / "sources.json").write_text(json.dumps(content), encoding="utf-8")
         if not folder.exists():  # another program may have been as fast
             partial.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"The prepared data cannot be written to {root} ({error.strerror or error}): make room on the disk or mend "
+            "the folder's rights."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     _forget_oldest(root)
     return _load(folder)
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Rows are short-lived lists without cycles: the garbage collector would look through them for nothing."""
-    before = gc.get_threshold()
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
 
 
 def data_key(
@@ -87,7 +80,7 @@ def data_key(
     beside = [columns_file(path) for path in files] + [folders.formats / settings.data_format]
     content = {
         "files": [(path.name, facts(path).sha256) for path in files],
-        "beside": [path.read_text(encoding="utf-8") for path in beside if path.is_file()],
+        "beside": [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in beside],
         "settings": settings.model_dump(mode="json", include=set(names)),
         "held_out": held_out and bool(settings.raw_text),
         "tokenizer": _tokenizer_key(tokenizer),
@@ -125,7 +118,19 @@ def _code_key() -> str:
 
 
 def _forget_oldest(root: Path) -> None:
-    complete = [path for path in root.iterdir() if path.is_dir() and path.suffix != ".partial"]
-    complete.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in complete[_KEPT:]:
-        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps what is being read
+    """Delete what was not used for longest beyond the bounds, and what a killed program left half done."""
+    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_used_at, reverse=True)
+    size = 0
+    for number, folder in enumerate(folders):
+        size += sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+        is_over = number > 0 and (number >= _KEPT or size > _KEPT_BYTES)
+        is_abandoned = folder.suffix == ".partial" and time.time() - _used_at(folder) > _ABANDONED
+        if is_abandoned or (is_over and folder.suffix != ".partial"):
+            shutil.rmtree(folder, ignore_errors=True)  # Windows keeps what is being read
+
+
+def _used_at(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # another program was faster
+        return 0.0

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from training.base_models import locate_base_model
+from training.base_models import context_length, cutoff_warning, locate_base_model
 from training.data import Count, PreparedData, inspect, set_template
 from training.data_report import DataReport, make_report
 from training.model import load_tokenizer
@@ -34,11 +34,11 @@ class DataCheck:
     """What a check found. Records are counted from 0, in the order of the files."""
 
     def __init__(
-        self, settings: Settings, tokenizer: PreTrainedTokenizerBase, template_note: str, data: PreparedData
+        self, settings: Settings, tokenizer: PreTrainedTokenizerBase, notes: list[str], data: PreparedData, source: str
     ) -> None:
         self.settings = settings
-        self.template_note = template_note
-        self.report: DataReport = make_report(data, settings)
+        self.notes = notes  # sentences about the model and its template
+        self.report: DataReport = make_report(data, settings, context_length(source))
         self._tokenizer = tokenizer
         self._data = data
         self._held_out = np.zeros(len(data.records), dtype=bool)
@@ -94,6 +94,9 @@ class DataCheck:
 
 def check_data(settings: Settings, folders: Folders, count: Count = lambda _: None) -> DataCheck:
     """Prepare the data as training would, and keep it for a look; raises UserError for data that cannot be read."""
-    tokenizer = load_tokenizer(locate_base_model(folders, settings.base_model))
-    note = set_template(tokenizer, settings, folders)
-    return DataCheck(settings, tokenizer, note, inspect(settings, folders, tokenizer, count))
+    source = locate_base_model(folders, settings.base_model)
+    tokenizer = load_tokenizer(source)
+    about_template = set_template(tokenizer, settings, folders)
+    notes = [cutoff_warning(settings, source), "" if settings.raw_text else about_template]
+    data = inspect(settings, folders, tokenizer, count)
+    return DataCheck(settings, tokenizer, [note for note in notes if note], data, source)

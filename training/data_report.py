@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data import PreparedData
+from training.data import PreparedData, nothing_left
 from training.optimization import warmup_steps
 from training.rows import Source
 from training.schedule import Schedule
-from training.settings import Settings
+from training.settings import MAX_CUTOFF, Settings
 
 _CUTOFFS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _BARS = 32
+_ROUND = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class DataReport:
     """All that can be said about the data before a training; rows are documents where it is raw text."""
 
     is_raw_text: bool
+    problem: str  # why nothing can be trained, else empty
     warnings: list[str]  # sentences
     sources: list[Source]
     rows_read: int
@@ -54,6 +56,7 @@ class DataReport:
     cutoff: int
     bars: list[Bar]
     lost_at: list[LostAt]
+    fitting_cutoff: int  # that would lose as little as the model allows
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
@@ -64,14 +67,15 @@ class DataReport:
         return self.trained_tokens / self.tokens if self.tokens else 0.0
 
 
-def make_report(data: PreparedData, settings: Settings) -> DataReport:
-    """The report of prepared data."""
+def make_report(data: PreparedData, settings: Settings, context: int | None = None) -> DataReport:
+    """The report of prepared data, for a model that reads at most `context` tokens at once."""
     lengths = data.records.lengths()
     lengths = lengths[lengths > 0]
     schedule = Schedule(len(data.train), settings.batch_size, settings.epochs, settings.seed)
     steps = schedule.total_steps if len(data.train) else 0
     return DataReport(
         is_raw_text=bool(settings.raw_text),
+        problem="" if len(data.train) else nothing_left(settings, data.sources),
         warnings=data.warnings(),
         sources=data.sources,
         rows_read=sum(s.rows_read for s in data.sources),
@@ -86,7 +90,8 @@ def make_report(data: PreparedData, settings: Settings) -> DataReport:
         longest=int(lengths.max(initial=0)),
         cutoff=settings.cutoff_length,
         bars=_bars(lengths),
-        lost_at=_lost_at(lengths, settings.cutoff_length),
+        lost_at=_lost_at(lengths, settings.cutoff_length, context),
+        fitting_cutoff=_fitting_cutoff(lengths, context),
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=steps,
         warmup_steps=warmup_steps(settings, steps) if steps else 0,
@@ -102,12 +107,18 @@ def _bars(lengths: np.ndarray) -> list[Bar]:
     return [Bar(n * width, (n + 1) * width, int(count)) for n, count in enumerate(counts)]
 
 
-def _lost_at(lengths: np.ndarray, cutoff: int) -> list[LostAt]:
+def _fitting_cutoff(lengths: np.ndarray, context: int | None) -> int:
+    """The least round cutoff at which nothing is too long, or what the model can read if that is less."""
+    longest = int(lengths.max(initial=1))
+    return min(-(-longest // _ROUND) * _ROUND, context or MAX_CUTOFF, MAX_CUTOFF)
+
+
+def _lost_at(lengths: np.ndarray, cutoff: int, context: int | None) -> list[LostAt]:
     """What the chosen and the usual cutoffs would cost, up to the first that costs nothing."""
     if not len(lengths):
         return []
     result = []
-    for candidate in sorted({cutoff, *_CUTOFFS}):
+    for candidate in sorted({cutoff, *(c for c in _CUTOFFS if c <= (context or MAX_CUTOFF))}):
         over = np.maximum(lengths - candidate, 0)
         result.append(LostAt(candidate, float((over > 0).mean()), float(over.sum() / lengths.sum())))
         if not over.any() and candidate >= cutoff:

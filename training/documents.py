@@ -108,7 +108,7 @@ def hold_out(documents: list[Document], share: float, seed: int) -> HeldOut:
     return HeldOut(
         frozenset(drawn),
         cut_document=(longest.file, longest.number),
-        from_character=longest.character + longest.length - round(room),
+        from_character=longest.character + longest.length - min(round(room), longest.length // 2),
     )
 
 

@@ -21,7 +21,6 @@ _NO_END = (
     "chat template"
 )
 _LEFT_OUT = "the chat template leaves an answer out: choose another chat template"
-_NO_CALLS = "the chat template leaves out the tool calls of an answer: choose another chat template"
 _REWRITTEN = (
     "the chat template writes earlier answers in another way than the last, so it cannot be told for certain which "
     "tokens are answers: train on the last answer only, or choose another chat template"
@@ -58,12 +57,14 @@ def make_layout(
 ) -> Layout:
     """The layout of messages whose texts are sentinels; `owners` names each sentinel's message. Raises RowError."""
     text, marked = renderer.marked_text(messages, tools)
-    if unknown := [name for tool in tools or [] if (name := _tool_name(tool)) not in text]:
-        raise RowError(f"the chat template leaves out the tools ({unknown[0]}): choose another chat template")
+    if tools and _same_without_tools(renderer, messages, text):
+        raise RowError("the chat template leaves out the tools: choose another chat template")
     answering = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     answers: dict[int, tuple[Border, Border] | str] = {}
     for position, number in enumerate(answering):
         turn = _Answer(renderer, messages, tools, number, text, owners)
+        if not turn.calls_are_shown():
+            raise RowError(f"the chat template leaves out the tool calls of turn {number + 1}: choose another one")
         borders = turn.borders(marked[position] if len(marked) == len(answering) else None)
         answers[number] = (
             borders if isinstance(borders, str) else (_border(text, borders[0]), _border(text, borders[1]))
@@ -88,8 +89,6 @@ class _Answer:
         own = self._slots(own=True)
         if not own and not self._calls:
             return _LEFT_OUT
-        if not self._calls_are_shown():
-            return _NO_CALLS
         ending = self._ending()
         if not ending.strip():
             return _NO_END
@@ -112,12 +111,17 @@ class _Answer:
         found = SENTINEL.finditer(self.text)
         return [m.span() for m in found if (self.owners[int(m[1])] == self.number) == own]
 
-    def _calls_are_shown(self) -> bool:
-        """Whether the template writes the turn's tool calls at all; many know of none."""
-        return all(
-            text in self.text or json.dumps(text, ensure_ascii=False)[1:-1] in self.text
+    def calls_are_shown(self) -> bool:
+        """Whether the template writes the turn's tool calls where the turn stands; many templates know of none."""
+        slots = list(SENTINEL.finditer(self.text))
+        begin = max((m.end() for m in slots if self.owners[int(m[1])] < self.number), default=0)
+        end = min((m.start() for m in slots if self.owners[int(m[1])] > self.number), default=len(self.text))
+        turn = self.text[begin:end]
+        names = [str(call["function"]["name"]) for call in self._calls]
+        return all(turn.count(name) >= names.count(name) for name in names) and all(
+            any(form in turn for form in forms)
             for call in self._calls
-            for text in (call["function"]["name"], *_leaves(call["function"]["arguments"]))
+            for forms in _leaves(call["function"]["arguments"])
         )
 
     def _ending(self) -> str:
@@ -128,11 +132,22 @@ class _Answer:
             last = Message(role="assistant", content=sentinel(len(self.owners)))
         alone = self._try([*self.messages[: self.number], last]) or ""
         ending = alone[max((m.end() for m in SENTINEL.finditer(alone)), default=len(alone)) :].rstrip()
-        if self._calls or not ending:  # a token behind it would begin the next turn
-            token = self.renderer.special_token.match(ending)
-        else:
-            token = self.renderer.special_token.match(self.text, max(end for _, end in self._slots(own=True)))
-        return token[0] if token else ending
+        if not ending:  # a token behind it would begin the next turn
+            return ""
+        here = self.text[max(end for _, end in self._slots(own=True)) :] if not self._calls else ending
+        token = self.renderer.special_token.match(here)
+        if token and (ending.startswith(token[0]) or not self._begins_turns(token[0].strip())):
+            return token[0]
+        return ending
+
+    def _begins_turns(self, token: str) -> bool:
+        """Whether the template begins a turn with this token, which then ends none."""
+        question = [Message(role="user", content=sentinel(0))]
+        before, _, behind, *_ = *SENTINEL.split(self._try(question, prompt_answer=True) or ""), "", ""
+        header = [found.strip() for found in self.renderer.special_token.findall(before)][-1:]
+        # Where nothing ends a question either, what follows it is the answer's header.
+        header += [found.strip() for found in self.renderer.special_token.findall(self._prompt() or behind)]
+        return token in header
 
     def _start(self, marked: Span | None, own: list[Span]) -> int | None:
         """Behind the words that prompt an answer, wherever they stand before it, or else where its text begins."""
@@ -172,17 +187,22 @@ class _Answer:
             return None
 
 
-def _tool_name(tool: dict[str, Any]) -> str:
-    return str(tool.get("function", tool).get("name", ""))
+def _same_without_tools(renderer: ChatRenderer, messages: Sequence[Message], text: str) -> bool:
+    try:
+        return renderer.text(messages) == text
+    except RowError:
+        return False
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    """The texts in nested lists and objects."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
+def _leaves(value: Any) -> Iterator[tuple[str, ...]]:
+    """The keys and values in nested lists and objects, each in the forms that templates write it in."""
+    if isinstance(value, dict | list):
+        for inner in [part for pair in value.items() for part in pair] if isinstance(value, dict) else value:
             yield from _leaves(inner)
+    elif isinstance(value, str):
+        yield value, json.dumps(value, ensure_ascii=False)[1:-1], json.dumps(value)[1:-1]
+    else:
+        yield json.dumps(value), str(value)
 
 
 def _border(text: str, position: int) -> Border:

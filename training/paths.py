@@ -74,14 +74,6 @@ def free_path(path: Path) -> Path:
     return free
 
 
-def data_file(folders: Folders, name: str) -> Path:
-    """The data file called `name` in the datasets folder, or at that path; raises UserError if there is none."""
-    path = _found(folders, name)
-    if path is None or not path.is_file():
-        raise UserError(f"There is no file '{name}' in {folders.datasets}: upload it or choose another.")
-    return path.resolve()
-
-
 def data_files(folders: Folders, names: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
     """The files that `names` stand for, in their order: files or folders in the datasets folder, or paths of such.
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from training import data, model
-from training.base_models import locate_base_model
+from training.base_models import cutoff_warning, locate_base_model
 from training.checkpoints import save_result
 from training.events import Note, Preparing
 from training.paths import Folders, write_atomically
@@ -31,6 +31,8 @@ def train_run(run: Run, folders: Folders) -> bool:
         run.append(Note(text=f"{source} is not in models/: it is downloaded first, unless that was done before."))
     set_seed(settings.seed)
     tokenizer = model.load_tokenizer(source)
+    if warning := cutoff_warning(settings, source):
+        run.append(Note(level="warning", text=warning))
     try:
         prepared = _prepare_data(run, settings, folders, tokenizer)
     except _StopAskedFor:

@@ -11,7 +11,6 @@ from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datasets import Dataset
 from training.chat_rendering import Span
@@ -24,6 +23,7 @@ _SCHEMA = pa.schema(
         "file": pa.int32(),
         "row": pa.int64(),
         "character": pa.int64(),
+        "length": pa.int32(),
         "text": pa.large_string(),
         "input_ids": pa.large_list(pa.int32()),
         "trained": pa.large_list(pa.int32()),
@@ -61,7 +61,8 @@ class Record:
     trained: Sequence[Span] = ()  # spans of tokens
     kept: int = 0  # tokens, from the first, that are used: all of them, or those before the cutoff, or none
     reason: str = ""  # why it was dropped or cut
-    character: int = 0  # where a chunk begins in its file, from 0
+    character: int | None = None  # of a chunk: where it begins in its file, from 0
+    whole_length: int | None = None  # tokens before turns were left out, where some were
     held_out: bool = False
 
     @cached_property
@@ -89,7 +90,8 @@ class RecordWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
+        if error is None:
+            self._flush()
         self._writer.close()
 
     def add(self, record: Record) -> None:
@@ -99,6 +101,7 @@ class RecordWriter:
             record.file,
             record.row,
             record.character,
+            len(record.input_ids) if record.whole_length is None else record.whole_length,
             record.text,
             record.input_ids,
             [border for span in record.trained for border in span],
@@ -146,11 +149,12 @@ class Records:
             kept=row["kept"],
             reason=row["reason"],
             character=row["character"],
+            whole_length=row["length"] if row["length"] != len(row["input_ids"]) else None,
             held_out=row["held_out"],
         )
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
-        """One value a record: file, row, kept, trained_tokens, held_out, digest."""
+        """One value a record: file, row, length, kept, trained_tokens, held_out, digest."""
         return np.asarray(self._dataset.data.column(name).to_numpy())
 
     def texts(self) -> pa.ChunkedArray:
@@ -163,7 +167,7 @@ class Records:
 
     def lengths(self) -> np.ndarray[Any, Any]:
         """Tokens of each record before any cutoff; 0 where it could not be read."""
-        return np.asarray(pc.list_value_length(self._dataset.data.column("input_ids")).to_numpy())
+        return self.column("length")
 
 
 class Examples(Sequence[Example]):
@@ -200,4 +204,6 @@ class Examples(Sequence[Example]):
 
 def _source(record: Record) -> str:
     """Where a record comes from, in words."""
-    return f"row {record.row}" if record.character == 0 else f"document {record.row}, character {record.character:,}"
+    if record.character is None:
+        return f"row {record.row}"
+    return f"document {record.row}, character {record.character:,}"

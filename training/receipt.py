@@ -55,7 +55,7 @@ def data_has_changed(run: Run, prepared: PreparedData) -> bool:
         before = Receipt.model_validate_json(run.receipt_file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
         return False  # nothing is known about the beginning
-    return [source["sha256"] for source in before.data] != [source.sha256 for source in prepared.sources]
+    return [source["sha256"] for source in before.data] != [source.sha256 for source in prepared.all_sources]
 
 
 def make_receipt(
@@ -66,7 +66,7 @@ def make_receipt(
     config = lora.get_base_model().config
     return Receipt(
         settings=settings.model_dump(mode="json"),
-        data=[asdict(source) for source in prepared.sources],
+        data=[asdict(source) for source in prepared.all_sources],
         train_examples=len(prepared.train),
         evaluation_examples=len(prepared.evaluation),
         tokens_per_epoch=sum(prepared.train.lengths),

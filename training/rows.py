@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from training.token_spans import Encoded
 
 RAW_TEXT = "raw text"  # what stands for the format where no rows are read
 _BATCH = 1_000  # rows encoded at once
+_SHOWN_CHARACTERS = 4_000  # of a row that cannot be used
 _SHOWN_ROWS = 5  # rows named in a message; the receipt lists all
 
 
@@ -40,18 +42,18 @@ class Source:
     rows_read: int = 0
     dropped: list[LeftOut] = field(default_factory=list)
     cut: list[LeftOut] = field(default_factory=list)
-    duplicates: list[LeftOut] = field(default_factory=list)  # rows equal to an earlier one, whether dropped or not
+    duplicates: list[LeftOut] = field(default_factory=list)  # equal to an earlier row and kept
     empty_answers: list[int] = field(default_factory=list)  # their rows, which are among the dropped
 
     def summary(self) -> str:
-        """One sentence about what was dropped or cut; empty when nothing was."""
-        what = "documents" if self.format == RAW_TEXT else "rows"
-        parts = [
-            f"{len(rows)} of {self.rows_read} {what} of {self.file} were {verb}: {_reasons(rows)}"
+        """Sentences about what was dropped or cut; empty when nothing was."""
+        what = "document" if self.format == RAW_TEXT else "row"
+        return " ".join(
+            f"{len(rows):,} of {self.rows_read:,} {what}s of {self.file} {'was' if len(rows) == 1 else 'were'} {verb}: "
+            f"{_reasons(rows, what)}."
             for verb, rows in (("dropped", self.dropped), ("cut", self.cut))
             if rows
-        ]
-        return " ".join(parts)
+        )
 
     def note(self, record: Record) -> None:
         """Write down what became of a record, if it is not used whole."""
@@ -69,40 +71,36 @@ class RowReader:
 
     def records(self, path: Path, file: int, chosen: Format, source: Source) -> Iterator[Record]:
         """A record for each row of the file, in order; `file` is its number among those that are read."""
-        read: deque[list[tuple[int, Converted | RowError]]] = deque()
+        read: deque[list[tuple[int, Row, Converted | RowError]]] = deque()
 
         def batches() -> Iterator[list[Converted]]:
             rows = enumerate(iter_rows(path), start=1)
-            while batch := [(number, _converted(chosen, number, row, source)) for number, row in islice(rows, _BATCH)]:
+            while batch := [(n, row, _converted(chosen, n, row, source)) for n, row in islice(rows, _BATCH)]:
                 read.append(batch)
-                yield [one for _, one in batch if not isinstance(one, RowError)]
+                yield [one for _, _, one in batch if not isinstance(one, RowError)]
 
         for encoded in self._encoder.encode_all(batches()):
             results = iter(encoded)
-            for number, one in read.popleft():
+            for number, row, one in read.popleft():
                 result = one if isinstance(one, RowError) else next(results)
-                record = self._record(file, number, one, result, source)
+                if isinstance(one, RowError) or isinstance(result, RowError):
+                    record = Record(file, number, _as_it_stands(row), reason=str(result))
+                else:
+                    record = Record(file, number, result.text, result.input_ids, result.trained, len(result.input_ids))
+                    record = self._without_copies(self._within_cutoff(record, one), source)
                 source.rows_read += 1
                 source.note(record)
                 yield record
-
-    def _record(
-        self, file: int, number: int, one: Converted | RowError, result: Encoded | RowError, source: Source
-    ) -> Record:
-        if isinstance(one, RowError) or isinstance(result, RowError):
-            return Record(file, number, reason=str(result))
-        record = Record(file, number, result.text, result.input_ids, result.trained, len(result.input_ids))
-        return self._without_copies(self._within_cutoff(record, one), source)
 
     def _within_cutoff(self, record: Record, converted: Converted) -> Record:
         """The record, shortened or dropped as the settings say when it is over the cutoff."""
         cutoff = self._settings.cutoff_length
         if record.kept > cutoff:
-            too_long = f"longer than the cutoff of {cutoff} tokens"
+            too_long = f"longer than the cutoff of {cutoff:,} tokens"
             if self._settings.too_long == "cut its end":
                 record = replace(record, kept=cutoff, reason=too_long)
                 if record.trained_tokens == 0:
-                    return replace(record, kept=0, reason=f"nothing to learn before the cutoff of {cutoff} tokens")
+                    return replace(record, kept=0, reason=f"nothing to learn before the cutoff of {cutoff:,} tokens")
             elif self._settings.too_long == "keep the last turns" and isinstance(converted, Conversation):
                 return self._last_turns(record, converted, too_long)
             else:
@@ -115,7 +113,8 @@ class RowReader:
         """The conversation from the earliest question on from which it fits; its system prompt stays."""
         messages = conversation.messages
         system = [m for m in messages[:1] if m["role"] == "system"]
-        beginnings = [number for number, m in enumerate(messages) if m["role"] == "user" and number > len(system)]
+        last = max((number for number, m in enumerate(messages) if m["role"] == "assistant"), default=0)
+        beginnings = [n for n, m in enumerate(messages) if m["role"] == "user" and len(system) < n < last]
 
         def encoded_from(number: int) -> Encoded | RowError:
             return self._encoder.encode([replace(conversation, messages=[*system, *messages[number:]])])[0]
@@ -127,15 +126,14 @@ class RowReader:
         for number in beginnings[bisect_left(beginnings, True, key=lambda number: fits(encoded_from(number))) :]:
             encoded = encoded_from(number)
             if isinstance(encoded, Encoded) and fits(encoded):
-                left_out = number - len(system)
-                return Record(
-                    record.file,
-                    record.row,
-                    encoded.text,
-                    encoded.input_ids,
-                    encoded.trained,
-                    len(encoded.input_ids),
-                    f"{too_long}: the first {left_out} turns were left out",
+                return replace(
+                    record,
+                    text=encoded.text,
+                    input_ids=encoded.input_ids,
+                    trained=encoded.trained,
+                    kept=len(encoded.input_ids),
+                    reason=f"{too_long}: the first {number - len(system)} turns were left out",
+                    whole_length=len(record.input_ids),
                 )
         return replace(record, kept=0, reason=f"{too_long}, its last turns alone too")
 
@@ -146,9 +144,17 @@ class RowReader:
             self._seen[digest] = source.file, record.row
             return record
         file, row = self._seen[digest]
-        copy = LeftOut(record.row, f"the same as row {row} of {file}")
-        source.duplicates.append(copy)
-        return replace(record, kept=0, reason=copy.reason) if self._settings.drop_duplicates and record.kept else record
+        reason = f"the same as row {row:,} of {file}"
+        if self._settings.drop_duplicates and record.kept:
+            return replace(record, kept=0, reason=reason)
+        source.duplicates.append(LeftOut(record.row, reason))
+        return record
+
+
+def _as_it_stands(row: Row) -> str:
+    """A row that cannot be used, to be looked at."""
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    return text[:_SHOWN_CHARACTERS].encode(errors="replace").decode()
 
 
 def _converted(chosen: Format, number: int, row: Row, source: Source) -> Converted | RowError:
@@ -160,13 +166,14 @@ def _converted(chosen: Format, number: int, row: Row, source: Source) -> Convert
         return error
 
 
-def _reasons(rows: list[LeftOut]) -> str:
+def _reasons(rows: list[LeftOut], what: str) -> str:
     """The reasons with the rows they concern, the most frequent first."""
     by_reason: dict[str, list[int]] = {}
     for left_out in rows:
         by_reason.setdefault(left_out.reason, []).append(left_out.row)
     parts = []
     for reason, numbers in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN_ROWS]:
-        shown = ", ".join(map(str, numbers[:_SHOWN_ROWS])) + (", ..." if len(numbers) > _SHOWN_ROWS else "")
-        parts.append(f"{reason} (row{'s' if len(numbers) > 1 else ''} {shown})")
-    return "; ".join(parts) + ("; ..." if len(by_reason) > _SHOWN_ROWS else "")
+        shown = ", ".join(f"{number:,}" for number in numbers[:_SHOWN_ROWS])
+        shown += ", ..." if len(numbers) > _SHOWN_ROWS else ""
+        parts.append(f"{reason} ({what}{'s' if len(numbers) > 1 else ''} {shown})")
+    return "; ".join(parts) + ("; and more" if len(by_reason) > _SHOWN_ROWS else "")

@@ -19,6 +19,7 @@ from training.paths import safe_name
 
 ALL_LINEAR = "all-linear"
 MAX_SEED = 2**32 - 1
+MAX_CUTOFF = 2**20
 
 
 class Group(StrEnum):
@@ -241,7 +242,7 @@ class Settings(BaseModel):
         "The longest example in tokens. Memory grows with it.",
         Group.TRAINING,
         ge=8,
-        le=1_048_576,
+        le=MAX_CUTOFF,
     )
     lora_rank: int = setting(
         16,

@@ -9,17 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
 
 from training.base_models import locate_base_model
 from training.chat_templates import load_template
-from training.data_files import check_rows, iter_text
-from training.dataset_format import dataset_format
+from training.data_files import iter_text
+from training.dataset_format import check_rows
 from training.errors import UserError
-from training.formats import Format, Row
 from training.parsing import parse_runnable
 from training.paths import DATASET_SUFFIXES, PROJECT, TEXT_SUFFIXES, Folders, data_files
 from training.runs import Run, Status, create_run, list_runs
@@ -30,7 +26,6 @@ STOP_GRACE = 600.0  # seconds without a sign of life after a stop was asked for;
 EXIT_GRACE = 30.0  # seconds for a worker to leave after its last word
 MIN_FREE_BYTES = 200 * 2**20  # the starter's LoRA with three checkpoints is about 40 MB
 _POLL = 0.2  # seconds
-_CHECKED_ROWS = 1_000
 # subprocess has the name on Windows only, where a session of its own cannot be had.
 _WINDOWS_PROCESS_GROUP = 0x200 if os.name == "nt" else 0
 _SIGKILL = 9  # Windows has no name for it
@@ -197,11 +192,7 @@ def _check_data(settings: Settings, folders: Folders) -> None:
         if settings.raw_text:
             any(block.strip() for block in iter_text(path))
         else:
-            check_rows(path, partial(_format_of_first_rows, path, settings, folders))
-
-
-def _format_of_first_rows(path: Path, settings: Settings, folders: Folders, rows: Iterable[Row]) -> Format:
-    return dataset_format(path, islice(rows, _CHECKED_ROWS), settings.data_format, folders)
+            check_rows(path, settings.data_format, folders)
 
 
 def _check_disk(folders: Folders) -> None:

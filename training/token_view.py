@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # A token's text can depend on those before it, such as a space that only a text's first word goes without; and a letter
 # can be several tokens, of which only the last makes it readable.
-_WINDOW = 6
-_HALF_LETTER = "\ufffd"
+_BEFORE = 3
 _MOST_IN_A_LETTER = 8
+_HALF_LETTER = "\ufffd"
 
 
 class Show(StrEnum):
@@ -53,25 +53,37 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, record: Record, cutoff: int) -
     kept = record.kept or cutoff
     ids = list(record.input_ids)
     trained = {position for start, end in record.trained for position in range(start, end)}
-    tokens = []
-    begin = 0
+    whole = _decoded(tokenizer, ids)
+    tokens: list[Token] = []
+    begin = shown = 0
     while begin < len(ids):
-        end = begin + 1
-        text = _text(tokenizer, ids, begin, end)
-        while text.endswith(_HALF_LETTER) and end < min(len(ids), begin + _MOST_IN_A_LETTER):
-            end += 1
-            text = _text(tokenizer, ids, begin, end)
+        # From the beginning of a letter: behind half a one, some tokenizers decode nothing right.
+        window = begin - sum(len(token.ids) for token in tokens[-_BEFORE:])
+        end, text = _next(tokenizer, ids[window : begin + _MOST_IN_A_LETTER], begin - window, whole, shown)
+        end += window
         kind = TokenKind.TRAINED if begin in trained else TokenKind.CONTEXT
         if begin >= kept:
             kind = TokenKind.CUT_OFF
         tokens.append(Token(text, tuple(ids[begin:end]), kind))
-        begin = end
+        begin, shown = end, shown + len(text)
     return tokens
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], begin: int, end: int) -> str:
-    """What the tokens from `begin` to `end` add to the text of those before."""
-    window = max(0, begin - _WINDOW)
-    before = str(tokenizer.decode(ids[window:begin], clean_up_tokenization_spaces=False))
-    through = str(tokenizer.decode(ids[window:end], clean_up_tokenization_spaces=False))
-    return through[len(before) :] if through.startswith(before) else str(tokenizer.decode(ids[begin:end]))
+def _next(tokenizer: PreTrainedTokenizerBase, ids: list[int], begin: int, whole: str, shown: int) -> tuple[int, str]:
+    """Where the token at `begin` ends, or those that make its letter, and their text, which `whole` has at `shown`."""
+    before = _decoded(tokenizer, ids[:begin])
+    end, text = len(ids), None
+    for last in range(begin + 1, len(ids) + 1):
+        through = _decoded(tokenizer, ids[:last])
+        added = through[len(before) :] if through.startswith(before) else None
+        if text is None and added is not None and whole.startswith(added, shown):
+            end, text = last, added
+        elif text is not None and added == text:
+            end = last  # the sign for half a letter stands in the text itself, and this is the rest of it
+        if text is not None and not text.endswith(_HALF_LETTER):
+            break
+    return end, text or ""
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -8,6 +8,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +36,9 @@ def store_uploads(
     """Copy uploaded files into the datasets folder, or its subfolder `folder`, and return their names there.
 
     The names are those `paths.data_files` takes; with `folder` its name stands for all files ("folder/"). A format file
-    of text-generation-webui goes into the formats folder instead and is returned as "formats/<name>". Every file is
-    checked before any is stored: raises UserError for one of no use, and NameTaken for "ask" where a name is taken.
+    of text-generation-webui goes into the formats folder instead and is returned as "formats/<name>". Where two
+    files of a folder have one name, the second gets a number. Every file is checked before any is stored: raises
+    UserError for one of no use, and NameTaken for "ask" where a name is taken.
     """
     targets = _plan(folders, uploaded, folder)
     taken = {target: source for target, source in targets.items() if _holds_other(target, source)}
@@ -62,10 +64,22 @@ def _plan(folders: Folders, uploaded: Sequence[Path], folder: str) -> dict[Path,
         target = (folders.formats if _is_format(source) else place) / _safe_file_name(source)
         if target.is_dir():
             raise UserError(f"'{target.name}' is a folder in {target.parent}: rename your file.")
+        if folder:
+            target = _numbered(target, source, targets)
         earlier = targets.setdefault(target, source)
-        if earlier is not source and not filecmp.cmp(earlier, source, shallow=False):
+        if not _same(earlier, source):
             raise UserError(f"Two of the files would be stored as '{target.name}': rename one.")
     return targets
+
+
+def _numbered(target: Path, source: Path, targets: dict[Path, Path]) -> Path:
+    """The first of target, target-2, ... that is not meant for another file already."""
+    names = chain([target], (target.with_stem(f"{target.stem}-{number}") for number in count(2)))
+    return next(name for name in names if name not in targets or _same(targets[name], source))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one is other or filecmp.cmp(one, other, shallow=False)
 
 
 def _is_format(path: Path) -> bool:
@@ -101,7 +115,7 @@ def _safe_file_name(path: Path) -> str:
 
 
 def _holds_other(target: Path, source: Path) -> bool:
-    return target.exists() and not filecmp.cmp(target, source, shallow=False)
+    return target.exists() and not _same(target, source)
 
 
 def _same_or_free(target: Path, source: Path) -> Path:

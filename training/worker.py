@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from training.errors import UserError
 from training.paths import PROJECT, Folders
 from training.runs import Run, Status
 
+_OBJECTS_BETWEEN_COLLECTIONS = 200_000
 log = logging.getLogger("training.worker")
 
 
@@ -46,6 +48,8 @@ def main() -> int:
         # torch takes seconds to import: by now the page shows that the run is being prepared.
         from training.pipeline import train_run
 
+        collect_rarely()
+
         finished = train_run(run, folders)
     except Exception as error:
         cause = cause_in_words(error)
@@ -56,6 +60,12 @@ def main() -> int:
     run.set_state(Status.DONE if finished else Status.STOPPED, cause)
     log.info("done" if finished else "stopped")
     return 0
+
+
+def collect_rarely() -> None:
+    """Keep the garbage collector from what is in memory already, and from the many short-lived lists that rows are."""
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def cause_in_words(error: Exception) -> str:

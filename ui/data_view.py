@@ -32,22 +32,39 @@ def summary_html(check: DataCheck) -> str:
     how = f"for {settings.base_model}, cutoff {settings.cutoff_length:,}"
     if not report.is_raw_text:
         how += f", template {settings.chat_template or 'of the model'}, training on {trains}"
-    parts = [f'<p class="data-files"><strong>{escape(files)}</strong><span>{escape(how)}</span></p>']
-    parts.append(facts_html(_facts(report)))
+    parts = [
+        f'<p class="data-files"><strong>{escape(files)}</strong><span>{escape(how)}</span></p>',
+        f'<p class="data-headline">{escape(_headline(report))}</p>',
+        facts_html(_facts(report)),
+    ]
     parts += [note_html(text, level) for text, level in _notes(check)]
     return "".join(parts)
 
 
+def _headline(report: DataReport) -> str:
+    """What becomes of the data, in a sentence."""
+    what = "pieces of the text" if report.is_raw_text else f"of {_count(report.rows_read, 'row')}"
+    parts = [f"{report.train_examples:,} {what} are trained on"]
+    if report.held_out_examples:
+        parts.append(f"{report.held_out_examples:,} are kept for evaluation")
+    if report.dropped:
+        parts.append(f"{_count(report.dropped, 'document' if report.is_raw_text else 'row')} dropped")
+    return ", ".join(parts) + "."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _facts(report: DataReport) -> list[tuple[str, str]]:
-    rows = "documents" if report.is_raw_text else "rows read"
+    """Numbers under the headline; those that are nought and say nothing are left out."""
+    troubles = (("cut", report.cut), ("duplicates", report.duplicates), ("empty answers", report.empty_answers))
     return [
-        (rows, f"{report.rows_read:,}"),
+        ("documents" if report.is_raw_text else "rows read", f"{report.rows_read:,}"),
         ("to train on", f"{report.train_examples:,}"),
-        ("held out", f"{report.held_out_examples:,}"),
+        ("for evaluation", f"{report.held_out_examples:,}"),
         ("dropped", f"{report.dropped:,}"),
-        ("cut", f"{report.cut:,}"),
-        ("duplicates", f"{report.duplicates:,}"),
-        ("empty answers", f"{report.empty_answers:,}"),
+        *((name, f"{number:,}") for name, number in troubles if number),
         ("tokens", f"{report.tokens:,}"),
         ("of them trained", f"{report.trained_share:.0%}"),
         ("steps an epoch", f"{report.steps_per_epoch:,}"),
@@ -59,17 +76,13 @@ def _facts(report: DataReport) -> list[tuple[str, str]]:
 def _notes(check: DataCheck) -> list[tuple[str, str]]:
     """Sentences to show, each with its level."""
     report = check.report
-    notes = [(check.template_note, "info")] if check.template_note and not report.is_raw_text else []
+    notes = [(note, "info") for note in check.notes]
+    if report.problem:
+        return [*notes, (report.problem, "error")]
     notes += [(warning, "warning") for warning in report.warnings]
-    if report.empty_answers:
-        empty = f"{report.empty_answers:,} row{'s' if report.empty_answers > 1 else ''}"
-        notes.append((f"Rows without an answer teach nothing and are dropped: {empty}.", "info"))
-    if not report.train_examples:
-        notes.append(("Nothing is left to train on.", "error"))
-    elif report.total_steps < _FEW_STEPS:
-        few = "1 step" if report.total_steps == 1 else f"{report.total_steps} steps"
+    if report.total_steps < _FEW_STEPS:
         hint = "the LoRA would hardly change: lower the batch size or raise the epochs"
-        notes.append((f"This makes only {few}, so {hint}.", "warning"))
+        notes.append((f"This makes only {_count(report.total_steps, 'step')}, so {hint}.", "warning"))
     elif report.warmup_steps > report.total_steps / 2:
         notes.append(("The warm-up takes more than half of the training: lower it.", "warning"))
     return notes
@@ -116,7 +129,7 @@ def example_html(shown: Shown) -> str:
     """One example token by token, and what becomes of it."""
     record = shown.record
     place = f"row {record.row:,} of {shown.file}"
-    if record.character:
+    if record.character is not None:
         place = f"document {record.row:,} of {shown.file}, from character {record.character:,}"
     trained = record.trained_tokens
     fate = "held out for evaluation" if shown.held_out else "used for training"
@@ -136,13 +149,22 @@ def example_html(shown: Shown) -> str:
     )
     if len(shown.tokens) > _MOST_TOKENS:
         boxes += f'<p class="graft-quiet">The first {_MOST_TOKENS:,} tokens are shown.</p>'
-    return f'{head}<div class="data-tokens" dir="auto">{boxes}</div>' if boxes else head
+    if not boxes:  # it could not be read: this is how it stands in the file
+        return f'{head}<div class="data-tokens data-row" dir="auto">{escape(record.text)}</div>'
+    return f'{head}<div class="data-tokens" dir="auto">{boxes}</div>'
 
 
 def _visible(text: str) -> str:
     """A token's text, with a sign for each new line before the new line itself."""
     shown = escape(text) if text else "&middot;"
     return shown.replace("\t", "<u>&rarr;</u>\t").replace("\n", "<u>&crarr;</u>\n")
+
+
+def left_out_label(report: DataReport) -> str:
+    """The heading over the list of the rows that deserve a look."""
+    parts = [(report.dropped, "dropped"), (report.cut, "cut"), (report.duplicates, "the same as another")]
+    said = ", ".join(f"{number:,} {what}" for number, what in parts if number)
+    return f"Rows to look at: {said or 'none'}"
 
 
 def left_out_html(report: DataReport) -> str:
@@ -161,5 +183,6 @@ def left_out_html(report: DataReport) -> str:
     more = ""
     if len(rows) > _MOST_ROWS:
         more = f'<p class="graft-quiet">and {len(rows) - _MOST_ROWS:,} more in the file to download</p>'
-    head = "<tr><th>row</th><th>file</th><th></th><th>reason</th></tr>"
-    return f'<table class="graft-table"><thead>{head}</thead><tbody>{body}</tbody></table>{more}'
+    head = "<tr><th>row</th><th>file</th><th>what</th><th>why</th></tr>"
+    table = f'<table class="graft-table"><thead>{head}</thead><tbody>{body}</tbody></table>'
+    return f'<div class="data-list">{table}</div>{more}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from training.parsing import parse
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files, list_data_files
 from training.settings import Settings
 from training.token_view import Show
-from ui.data_view import example_html, left_out_html, lengths_html, summary_html
+from ui.data_view import example_html, left_out_html, left_out_label, lengths_html, summary_html
 from ui.events import QUIET
 from ui.messages import problems_html
 from ui.training_tab import DATASET, RAW_TEXT, TrainingTab
@@ -45,10 +46,10 @@ element.addEventListener('click', (event) => {
   });
 });
 """
+_ABOUT_FILE = "The one chosen here is the one that the Training tab trains on."
 _NOTHING_YET = (
     '<p class="graft-quiet">Choose a file, or upload yours: here you will see what the model reads of it.</p>'
 )
-_SPARE = 16  # tokens: a raised cutoff is a round number
 
 
 class DatasetsTab:
@@ -71,12 +72,13 @@ class DatasetsTab:
             choices=self._file_names(),
             value=None,
             label="Data file",
-            info="The one chosen here is the one that the Training tab trains on.",
+            info=_ABOUT_FILE,
             elem_id="data-file",
         )
         self._upload = UploadBox(self._folders, "data-upload")
         self._upload.drop_zone("Upload files")
         self._upload.question()
+        self._upload_message = gr.HTML(elem_id="data-upload-message")
         gr.HTML(f'<p class="graft-quiet">Rows: {" ".join(DATASET_SUFFIXES)}. Text: {" ".join(TEXT_SUFFIXES)}.</p>')
         self._upload.folder_button("Upload a folder")
         with gr.Accordion("Columns", open=False, elem_id="columns-box") as self._columns_box:
@@ -93,7 +95,9 @@ class DatasetsTab:
                 self._unassign = gr.Button("Forget them", size="sm", min_width=80, elem_id="columns-forget")
 
     def _build_check(self) -> None:
-        self.check = gr.Button("Check data", variant="primary", elem_id="data-check-button")
+        with gr.Row(elem_classes="graft-actions"):
+            self.check = gr.Button("Check data", scale=1, elem_id="data-check-button")
+            self.train = gr.Button("Train on this", variant="primary", scale=2, visible=False, elem_id="data-train")
         self._summary = gr.HTML(_NOTHING_YET, elem_id="data-summary")
         with gr.Row(elem_classes="graft-actions"):
             self._drop_copies = gr.Button(
@@ -132,6 +136,8 @@ class DatasetsTab:
             self._number,
             self._file,
             self._summary,
+            self.train,
+            self._search,
             self._drop_copies,
             self._fit_all,
             self._details,
@@ -152,13 +158,27 @@ class DatasetsTab:
         chosen = self._file.input(self._choose, self._file, {training.kind, *self._data_controls()}, **QUIET)
         self.check_on(chosen.then)
         outputs = {self._file, training.kind, *training.form.choice_controls}
-        stored = self._upload.wire(self._summary, self._uploaded, outputs)
+        stored = self._upload.wire(self._upload_message, self._uploaded, outputs)
         self.check_on(stored.change)
         self._wire_fixes()
         self._wire_paging()
         for button, save in ((self._assign, self._save_columns), (self._unassign, self._forget_columns)):
             saved = button.click(save, [self._file, *self._columns.values()], self._summary, **QUIET)
             self.check_on(saved.success)
+
+    def show_chosen_on(self, event: Any) -> None:
+        """Show in the box for the file, when `event` fires, which one the form holds."""
+
+        def shown(kind: str, *values: Any) -> Any:
+            given = self._training.data_values(kind, values)
+            return self._file_box(given[DATASET] or given[RAW_TEXT])
+
+        event(shown, self._inputs, self._file, **QUIET)
+
+    def _file_box(self, names: list[str]) -> Any:
+        several = len(names) > 1
+        info = f"The Training tab has {len(names)} files: {escape(', '.join(names))}." if several else _ABOUT_FILE
+        return gr.update(choices=self._file_names(), value=names[0] if len(names) == 1 else None, info=info)
 
     def check_on(self, event: Any) -> Any:
         """Check what the form holds when `event` fires; returns the event that follows the check."""
@@ -175,9 +195,7 @@ class DatasetsTab:
         controls = self._training.form.controls
         duplicates, cutoff = controls["drop_duplicates"], controls["cutoff_length"]
         self.check_on(self._drop_copies.click(lambda: True, None, duplicates, **QUIET).then)
-        fitted = self._fit_all.click(
-            lambda check: -(-check.report.longest // _SPARE) * _SPARE, self._check_state, cutoff, **QUIET
-        )
+        fitted = self._fit_all.click(lambda check: check.report.fitting_cutoff, self._check_state, cutoff, **QUIET)
         self.check_on(fitted.then)
         self.check_on(self._lengths.click(self._clicked_cutoff, None, cutoff, **QUIET).success)
 
@@ -212,7 +230,7 @@ class DatasetsTab:
     def _check(self, kind: str, *values: Any, progress: gr.Progress = gr.Progress()) -> dict[Component, Any]:  # noqa: B008
         given = self._training.data_values(kind, values)
         names = given[DATASET] or given[RAW_TEXT]
-        file = gr.update(choices=self._file_names(), value=names[0] if len(names) == 1 else None)
+        file = self._file_box(names)
         try:
             settings = parse(given)
             check = self._prepare(settings, progress)
@@ -240,26 +258,26 @@ class DatasetsTab:
         report = check.report
         number, row, example = self._page(check, -1, Show.ALL, 1)
         left_out = check.left_out_csv()
-        fits = report.is_raw_text or report.longest <= report.cutoff
+        fits = report.is_raw_text or report.fitting_cutoff <= report.cutoff
         return {
             self._check_state: check,
             self._number: number,
-            self._row: row,
             self._example: example,
             self._which: str(Show.ALL),
             self._summary: summary_html(check),
+            self.train: gr.update(visible=not report.problem),
+            self._search: "",
+            self._row: gr.update(value=row, label="Document" if report.is_raw_text else "Row"),
             self._details: gr.update(visible=True),
             self._lengths: lengths_html(report),
             self._drop_copies: gr.update(
                 visible=bool(report.duplicates and not check.settings.drop_duplicates and not report.is_raw_text),
                 value=f"Drop the duplicates ({report.duplicates:,})",
             ),
-            self._fit_all: gr.update(
-                visible=not fits, value=f"Raise the cutoff to fit all ({-(-report.longest // _SPARE) * _SPARE:,})"
-            ),
+            self._fit_all: gr.update(visible=not fits, value=f"Raise the cutoff to {report.fitting_cutoff:,}"),
             self._left_out_box: gr.update(
                 visible=not report.is_raw_text or report.dropped > 0,
-                label=f"Rows left out ({report.dropped + report.cut + report.duplicates:,})",
+                label=left_out_label(report),
             ),
             self._left_out: left_out_html(report),
             self._download: gr.update(value=self._download_file(left_out), visible=left_out.count("\n") > 1),
@@ -271,6 +289,7 @@ class DatasetsTab:
         return {
             self._check_state: None,
             self._summary: problems_html(problem.splitlines()),
+            self.train: hidden,
             self._details: hidden,
             self._drop_copies: hidden,
             self._fit_all: hidden,
@@ -298,14 +317,14 @@ class DatasetsTab:
         try:
             save_columns(self._one_file(name), parse_columns(dict(zip(self._columns, values, strict=True))))
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(escape(str(error)), print_exception=False) from None
         return ""
 
     def _forget_columns(self, name: str | None, *_: str) -> str:
         try:
             save_columns(self._one_file(name), None)
         except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(escape(str(error)), print_exception=False) from None
         return ""
 
     def _one_file(self, name: str | None) -> Path:
@@ -323,13 +342,14 @@ class DatasetsTab:
             return self._shown(check, number)
         if len(numbers):
             return self._shown(check, int(numbers[-1 if step > 0 else 0]))
-        return 0, None, f'<p class="graft-quiet">There are none that are {which}.</p>'
+        none = "There is nothing to show." if which == Show.ALL else f"There are none that are {which}."
+        return 0, None, f'<p class="graft-quiet">{none}</p>'
 
     def _go_to(self, check: DataCheck | None, number: int, row: float | None) -> tuple[Any, Any, Any]:
         if check is None or row is None:
             return (gr.skip(),) * 3
-        file = check.show(number).record.file
-        found = check.row(int(row), file)
+        is_empty = len(check.numbers(Show.ALL)) == 0  # a text without a document
+        found = None if is_empty else check.row(int(row), check.show(number).record.file)
         if found is None:
             raise gr.Error(f"There is no row {int(row):,}.", print_exception=False)
         return self._shown(check, found)
@@ -339,7 +359,7 @@ class DatasetsTab:
             return (gr.skip(),) * 3
         found = check.search(text, number)
         if found is None:
-            raise gr.Error(f"Nothing has '{text}' in it.", print_exception=False)
+            raise gr.Error(f"Nothing has '{escape(text)}' in it.", print_exception=False)
         return self._shown(check, found)
 
     # Any, because Gradio looks for the event by resolving the types of all arguments.

@@ -46,12 +46,14 @@ def build_page(folders: Folders) -> gr.Blocks:
         with gr.Tabs(elem_id="main-tabs") as tabs:
             with gr.Tab("Training", id="training"):
                 training = TrainingTab(folders, histories)
-            with gr.Tab("Datasets", id="datasets"):
+            with gr.Tab("Datasets", id="datasets") as datasets_page:
                 datasets = DatasetsTab(folders, training)
             with gr.Tab("Chat", id="chat") as chat_page:
                 chat_tab = build_chat_tab(folders, chat)
         training.wire(page)
         datasets.wire(page)
+        datasets.show_chosen_on(datasets_page.select)
+        datasets.train.click(lambda: gr.update(selected="training"), None, tabs, **QUIET)
         datasets.check_on(training.check.click(lambda: gr.update(selected="datasets"), None, tabs, **QUIET).then)
         # The training needs the memory more than a model that waits for the next message.
         training.monitor.starts.change(chat.unload, None, None, **QUIET)

@@ -20,7 +20,7 @@ from ui.form import SettingsForm, default_values, untick_the_rest
 from ui.messages import news_html, problems_html
 from ui.monitor import Histories
 from ui.monitor_panel import LATEST, MonitorPanel
-from ui.upload_box import FORMATS, UploadBox
+from ui.upload_box import FORMATS, UploadBox, first_kind
 
 DATASET, RAW_TEXT = "dataset", "raw_text"
 _OWN_IF_ANY = ("name", RAW_TEXT)  # a preset fills these only where nothing stands yet
@@ -200,7 +200,7 @@ class TrainingTab:
     def choose_data(self, names: list[str]) -> dict[Component, Any]:
         """Updates that choose these files, all datasets or all texts, as what is trained on."""
         text = bool(names) and Path(names[0]).suffix.lower() in TEXT_SUFFIXES
-        if names and not Path(names[0]).suffix:  # a folder is what lies in it
+        if names and names[0].endswith("/"):  # a folder is what lies in it
             text = names[0] not in list_data_files(self._folders, DATASET_SUFFIXES)
         return {self.kind: RAW_TEXT if text else DATASET, self.form.controls[RAW_TEXT if text else DATASET]: names}
 
@@ -209,12 +209,8 @@ class TrainingTab:
         updates: dict[Component, Any] = dict(self.form.refresh_choices())
         if formats := [name.removeprefix(FORMATS) for name in names if name.startswith(FORMATS)]:
             updates[self.form.controls["data_format"]]["value"] = formats[0]
-        data = [name for name in names if not name.startswith(FORMATS)]
-        # Of a mixed lot the kind of the first is chosen: a training is on one kind.
-        same_kind = [
-            name for name in data if (Path(name).suffix in TEXT_SUFFIXES) == (Path(data[0]).suffix in TEXT_SUFFIXES)
-        ]
-        for control, value in self.choose_data(same_kind).items() if data else ():
+        chosen = first_kind(names)
+        for control, value in self.choose_data(chosen).items() if chosen else ():
             updates[control] = gr.update(value=value) if control is self.kind else updates[control] | {"value": value}
         return updates
 

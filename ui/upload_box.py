@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.components import Component
 
 from training.errors import UserError
-from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, free_path
 from training.uploads import NameTaken, OnConflict, store_uploads
 from ui.events import QUIET
 from ui.messages import news_html, problems_html
@@ -54,9 +54,9 @@ class UploadBox:
     def wire(self, message: Component, on_stored: OnStored, outputs: set[Component]) -> gr.State:
         """Store what is uploaded and show the updates that `on_stored` gives for the names; says it in `message`.
 
-        Returns a state that changes with every file that was stored.
+        Returns a state that changes when data were stored; a format file alone is nothing to look at.
         """
-        pending, stored = gr.State(([], "")), gr.State(0)
+        pending, stored = gr.State(([], False)), gr.State(0)
         shown = {
             message,
             pending,
@@ -67,23 +67,29 @@ class UploadBox:
             *outputs,
         }
 
-        def store(files: list[str], folder: str, count: int, on_conflict: OnConflict) -> dict[Component, Any]:
+        def store(files: list[str], is_folder: bool, count: int, on_conflict: OnConflict) -> dict[Component, Any]:
             closed = {self._question: gr.update(visible=False)}
             closed |= {source: gr.update(value=None) for source, _ in self._sources if isinstance(source, gr.File)}
             try:
-                names = store_uploads(self._folders, _usable(files, folder), on_conflict=on_conflict, folder=folder)
+                # A folder of its own for each, or the files of an earlier one would be trained too.
+                folder = free_path(self._folders.datasets / _FOLDER).name if is_folder else ""
+                usable = _usable(files, is_folder=is_folder)
+                names = store_uploads(self._folders, usable, on_conflict=on_conflict, folder=folder)
             except NameTaken as taken:
                 asked = f'<p class="graft-ask">{escape(str(taken))}</p>'
-                return closed | {self._question: gr.update(visible=True), self._asked: asked, pending: (files, folder)}
+                return closed | {
+                    self._question: gr.update(visible=True),
+                    self._asked: asked,
+                    pending: (files, is_folder),
+                }
             except UserError as error:
                 return closed | {message: problems_html(str(error).splitlines())}
-            said = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} stored"
-            said += "." if all(name.startswith(FORMATS) for name in names) else " in datasets/ and chosen."
-            return closed | {message: news_html([said]), stored: count + 1} | on_stored(names)
+            changed = {stored: count + 1} if first_kind(names) else {}
+            return closed | {message: news_html(_said(names))} | changed | on_stored(names)
 
         for source, is_folder in self._sources:
             source.upload(
-                lambda files, count, folder=_FOLDER if is_folder else "": store(_paths(files), folder, count, "ask"),
+                lambda files, count, is_folder=is_folder: store(_paths(files), is_folder, count, "ask"),
                 [source, stored],
                 shown,
                 api_visibility="private",
@@ -111,10 +117,34 @@ def _paths(files: str | list[str] | None) -> list[str]:
     return [files] if isinstance(files, str) else files or []
 
 
-def _usable(files: list[str], folder: str) -> list[Path]:
+def first_kind(names: list[str]) -> list[str]:
+    """Of what was stored, the data to choose: all of the first one's kind, because a training is on one kind."""
+    data = [name for name in names if not name.startswith(FORMATS)]
+    return [name for name in data if _is_text(name) == _is_text(data[0])]
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith(TEXT_SUFFIXES)
+
+
+def _said(names: list[str]) -> list[str]:
+    """Where the files are, and which are chosen."""
+    data, chosen = [name for name in names if not name.startswith(FORMATS)], first_kind(names)
+    formats = [name for name in names if name.startswith(FORMATS)]
+    said = [f"{_are(data)} stored in datasets/{' and chosen' if chosen == data else ''}."] if data else []
+    if chosen != data:
+        said.append(f"{_are(chosen)} chosen, for a training is on rows or on text.")
+    return [*said, f"{_are(formats)} stored."] if formats else said
+
+
+def _are(names: list[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _usable(files: list[str], *, is_folder: bool) -> list[Path]:
     """The files to store. What else lies in a folder is passed over; of single files a wrong one is worth a word."""
     paths = [Path(file) for file in files]
-    if not folder:
+    if not is_folder:
         return paths
     known = (*DATASET_SUFFIXES, *TEXT_SUFFIXES)
     usable = [path for path in paths if path.suffix.lower() in known and not path.name.startswith(".")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ from training.data_files.json_rows import read_json, read_json_lines
 from training.data_files.tables import read_delimited, read_parquet
 from training.data_files.text_encoding import BLOCK, FileFacts, open_text
 from training.data_files.text_encoding import facts as _facts
-from training.errors import UserError
-from training.formats import Format, Row, RowError
 
-__all__ = ["FileError", "FileFacts", "check_rows", "facts", "iter_rows", "iter_text"]
+__all__ = ["FileError", "FileFacts", "facts", "iter_rows", "iter_text"]
 
 _ROWS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     ".json": read_json,
@@ -64,24 +62,6 @@ def iter_text(path: Path) -> Iterator[str]:
 def facts(path: Path) -> FileFacts:
     """What identifies the file and how it is encoded; raises UserError as reading would. Unchanged files are known."""
     return _facts(path, binary=path.suffix.lower() in _BINARY)
-
-
-def check_rows(path: Path, choose: Callable[[Iterable[Row]], Format]) -> Format:
-    """The format that `choose` takes; raises UserError unless one fits and at least one row can be converted."""
-    try:
-        chosen = choose(iter_rows(path))
-    except FileError:
-        raise
-    except UserError as error:
-        raise UserError(f"{path.name}: {error}") from None
-    first_problem = ""
-    for number, row in enumerate(iter_rows(path), start=1):
-        try:
-            chosen.convert(row)
-            return chosen
-        except RowError as error:
-            first_problem = first_problem or f"row {number:,}: {error}"
-    raise UserError(f"No row of {path.name} can be read as {chosen.name}; {first_problem.rstrip('.')}.")
 
 
 def _plain_text(path: Path) -> Iterator[str]:

@@ -1,26 +1,28 @@
 """Rows of .json and .jsonl files, read piece by piece: no more than a row and a block is ever held.
 
-A .json file holds a list of rows, an object with one such list, or rows one after the other. A constant that JSON does
-not know (NaN, Infinity) is taken as missing.
+A .json file holds a list of rows, an object with one such list, or rows one after the other; an object with the turns
+of a conversation is a row. A constant that JSON does not know (NaN, Infinity) is taken as missing.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from training.data_files.files import FileError
 from training.data_files.text_encoding import BLOCK, open_text
+from training.formats.turns import has_turns
+from training.formats.values import kind
 
 # An object longer than this is taken for one that holds the list, not for the first of many rows.
 _LONGEST_FIRST_ROW = 16 * BLOCK
 # A mistake this close to the end of what was read may be the middle of a word, a number or an escape.
 _MARGIN = 16
 _WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
-_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -31,8 +33,8 @@ class _DuplicateKeyError(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _DuplicateKeyError(repr(next(key for key in row if keys.count(key) > 1))[:80])
+        counts = Counter(key for key, _ in pairs)
+        raise _DuplicateKeyError(repr(counts.most_common(1)[0][0])[:80])
     return row
 
 
@@ -78,12 +80,8 @@ def _problem(error: Exception, place: str) -> FileError:
 
 def _checked(row: object, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise FileError(f"{place}: it is {_kind(row)} and not an object with keys such as 'instruction'.")
+        raise FileError(f"{place}: it is {kind(row)} and not an object with keys such as 'instruction'.")
     return row
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), "nothing (null)")
 
 
 def _at_end(error: json.JSONDecodeError, text: str) -> bool:
@@ -107,7 +105,7 @@ class _Window:
         first = self._next()
         if first == "[":
             yield from self._list()
-        elif first == "{" and self._another_follows():
+        elif first == "{" and self._is_row():
             while self._next():
                 yield self._read_row()
         elif first == "{":
@@ -156,17 +154,19 @@ class _Window:
         if lists != 1 and not filled:
             self._refuse({})
 
-    def _another_follows(self) -> bool:
-        """Whether the object that begins here is followed by one more; does not move."""
+    def _is_row(self) -> bool:
+        """Whether the object that begins here is a row: a conversation, or followed by one more; does not move."""
         while True:
             try:
-                end = _DECODER.raw_decode(self._text, self._at)[1]
+                value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if not self._may_go_on(error):
                     return False
             except (ValueError, RecursionError, _DuplicateKeyError):
                 return False  # told with its row when it is read as what it is then taken for
             else:
+                if has_turns(value):
+                    return True
                 after = _SPACE.match(self._text, end)
                 if after and after.end() < len(self._text):
                     return self._text[after.end()] == "{"
@@ -244,4 +244,4 @@ class _Window:
         raise FileError(f"{self._name} is not valid JSON: {message} at line {line:,}, column {column:,}{row}.")
 
     def _refuse(self, value: object) -> NoReturn:
-        raise FileError(f"{self._name} holds {_kind(value)}; a dataset is a list of rows: [ {{...}}, {{...}} ].")
+        raise FileError(f"{self._name} holds {kind(value)}; a dataset is a list of rows: [ {{...}}, {{...}} ].")

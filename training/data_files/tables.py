@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +15,8 @@ from training.data_files.files import FileError, opened
 from training.data_files.text_encoding import open_text
 
 _DELIMITERS = ",;\t|"
+# A first line by which Excel is told the delimiter.
+_DECLARED = re.compile(r'sep=([^\w\s"]|\t)[ \t]*(?:\n|\Z)', re.IGNORECASE)
 _SNIFFED_ROWS = 50
 _SNIFFED_TEXT = 1 << 16  # characters
 _LONGEST_VALUE = 100_000_000  # characters; a forgotten quote would otherwise take in all of a large file
@@ -25,22 +28,36 @@ def read_delimited(path: Path) -> Iterator[dict[str, Any]]:
 
     A missing value at a row's end is None, an empty one is "". Ends of lines inside values become \\n.
     """
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _sniffed(path)
+    delimiter, is_declared = _delimiter(path)
     csv.field_size_limit(_LONGEST_VALUE)  # kept by the csv module for all readers
     with open_text(path) as file:
         # strict: a stray quote is told and not guessed at.
         records = _records(csv.reader(file, delimiter=delimiter, strict=True), path.name)
+        if is_declared:
+            next(records)
         names = next((values for _, values in records if any(value.strip() for value in values)), [])
         header = _header(names, path.name)
         for line, values in records:
             if len(values) > len(header):
-                raise FileError(
-                    f"{path.name}, line {line:,} has {len(values)} values for {len(header)} columns: "
-                    "put values that contain the separator in double quotes."
-                )
-            row = dict(zip(header, values + [None] * (len(header) - len(values)), strict=True))
+                _check_rest(values, len(header), len(names), f"{path.name}, line {line:,}")
+            row = dict(zip(header, values + [None] * (len(header) - len(values)), strict=False))
             row.pop("", None)
             yield row
+
+
+def _check_rest(values: list[str], columns: int, written: int, place: str) -> None:
+    """Raise FileError unless what stands behind the columns that have a name is blank and belongs to the header."""
+    if len(values) > written:
+        raise FileError(
+            f"{place} has {len(values)} values for {columns} columns: "
+            "put values that contain the separator in double quotes."
+        )
+    number = next((number for number, value in enumerate(values, 1) if number > columns and value.strip()), None)
+    if number:
+        raise FileError(
+            f"{place} has a value in column {number}, and column {number} has no name in the first line: name or "
+            "remove the column."
+        )
 
 
 def _records(reader: Any, name: str) -> Iterator[tuple[int, list[Any]]]:
@@ -67,6 +84,8 @@ def _in_words(error: str, place: str) -> str:
 
 def _header(names: list[str], file_name: str) -> list[str]:
     header = [name.strip() for name in names]
+    while header and not header[-1]:  # a separator at the end of the line; what stands under it has to be blank
+        header.pop()
     # The first column of what pandas writes is a count without a name.
     if "" in header[1:]:
         column = header.index("", 1) + 1
@@ -77,12 +96,19 @@ def _header(names: list[str], file_name: str) -> list[str]:
     return header
 
 
-def _sniffed(path: Path) -> str:
-    """The delimiter that gives the header the most columns that the first rows keep to; a comma where none does."""
+def _delimiter(path: Path) -> tuple[str, bool]:
+    """The delimiter, and whether the first line declares it and is no header.
+
+    Else the one that gives the header the most columns that the first rows keep to; a comma where none does.
+    """
     with open_text(path) as file:
         text = file.read(_SNIFFED_TEXT)
-        complete = text if len(text) < _SNIFFED_TEXT else text[: text.rfind("\n") + 1] or text
-    return max(_DELIMITERS, key=lambda delimiter: _fit(complete, delimiter))
+    if declared := _DECLARED.match(text):
+        return declared[1], True
+    if path.suffix.lower() == ".tsv":
+        return "\t", False
+    complete = text if len(text) < _SNIFFED_TEXT else text[: text.rfind("\n") + 1] or text
+    return max(_DELIMITERS, key=lambda delimiter: _fit(complete, delimiter)), False
 
 
 def _fit(text: str, delimiter: str) -> tuple[float, int]:

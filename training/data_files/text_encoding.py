@@ -63,11 +63,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What identifies a file's content: its SHA-256, its encoding in words ("" for binary kinds), its bytes."""
+    """What identifies a file's content: its SHA-256, and its encoding in words ("" for binary kinds)."""
 
     sha256: str
     encoding: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,13 @@ def _facts_and_codec(path: Path, binary: bool) -> tuple[FileFacts, str]:
 
 
 @lru_cache(maxsize=1024)
-def _remembered(path: Path, size: int, _mtime_ns: int, binary: bool) -> tuple[FileFacts, str]:
-    """The time is only there to tell a changed file from the old one."""
+def _remembered(path: Path, _size: int, _mtime_ns: int, binary: bool) -> tuple[FileFacts, str]:
+    """Size and time are only there to tell a changed file from the old one."""
     seen = _pass_over(path)
     codec, words = ("", "") if binary else _guess(path, seen)
     if codec not in ("", "utf-8"):
         _prove(path, codec, words)
-    return FileFacts(seen.sha256, words, size), codec
+    return FileFacts(seen.sha256, words), codec
 
 
 def _pass_over(path: Path) -> _Bytes:

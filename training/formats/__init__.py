@@ -34,6 +34,7 @@ __all__ = [
     "EmptyAnswer",
     "Format",
     "Message",
+    "NoFormat",
     "Row",
     "RowError",
     "Text",
@@ -56,10 +57,14 @@ BY_NAME = {f.name: f for f in FORMATS}
 NAMES = (AUTO, *BY_NAME)
 
 
+class NoFormat(UserError):  # noqa: N818 - says what became of the choice
+    """No row that was looked at has the columns of the format."""
+
+
 def choose_format(rows: Iterable[Row], name: str = AUTO) -> Format:
     """The format called `name`, or with auto the one that fits most rows, which are gone through once.
 
-    Raises UserError when none fits any row, or there is none of that name.
+    Raises NoFormat when none fits any row, and UserError when there is none of that name.
     """
     if name != AUTO:
         if name not in BY_NAME:
@@ -76,7 +81,7 @@ def choose_format(rows: Iterable[Row], name: str = AUTO) -> Format:
         keys = ", ".join(map(shown, list(first)[:_SHOWN_KEYS])) or "nothing"
         keys += ", …" if len(first) > _SHOWN_KEYS else ""
         about = "; ".join(f.about for f in FORMATS)
-        raise UserError(
+        raise NoFormat(
             f"No row has the columns of a known format: row 1 has {keys}. Assign the columns on the Datasets tab, "
             f"or rename them to one of: {about}."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.formats.base import Conversation, Format, Row
-from training.formats.turns import conversation, read_turns, row_system
+from training.formats.turns import MESSAGES, conversation, read_turns, row_system
 from training.formats.values import find_key, is_missing, shown
 
 
@@ -21,4 +21,4 @@ def turns_format(name: str, about: str, *columns: str) -> Format:
     return Format(name, about, detect, convert)
 
 
-FORMAT = turns_format("messages", "messages: a list of role and content", "messages")
+FORMAT = turns_format("messages", "messages: a list of role and content", *MESSAGES)

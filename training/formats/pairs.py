@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from training.formats.base import Conversation, EmptyAnswer, Format, Message, Row, RowError
 from training.formats.turns import conversation, read_turns, row_system, with_system
-from training.formats.values import as_text, find_key, is_missing, needed_text, optional_text, shown
+from training.formats.values import as_text, find_key, from_json, is_missing, needed_text, optional_text, shown
 
 _Names = tuple[tuple[str, str], ...]
 # The first pair of which a row has both columns is taken; the very first names the format in messages.
@@ -35,14 +35,20 @@ def pair(question: str, answer: str, extra: str) -> list[Message]:
 
 
 def history(row: Row) -> list[Message]:
-    """The earlier turns under `history`, a list of [question, answer]; raises RowError naming the one that is not."""
+    """The earlier turns under `history`, a list of [question, answer] that may be written as JSON text.
+
+    Raises RowError naming the pair that is none.
+    """
     key = find_key(row, "history")
-    if key is None or is_missing(row[key]):
+    pairs = None if key is None else row[key]
+    if isinstance(pairs, str) and (not pairs.strip() or pairs.lstrip().startswith("[")):  # as a table holds it
+        pairs = from_json(pairs, shown(key)) if pairs.strip() else None
+    if is_missing(pairs):
         return []
-    if not isinstance(row[key], list):
+    if not isinstance(pairs, list):
         raise RowError(f"{shown(key)} is not a list")
     messages: list[Message] = []
-    for number, turn in enumerate(row[key], start=1):
+    for number, turn in enumerate(pairs, start=1):
         where = f"pair {number} of {shown(key)}"
         if not isinstance(turn, list) or len(turn) != 2:
             raise RowError(f"{where} is not a question with an answer")

@@ -9,6 +9,8 @@ from training.formats.tools import read_calls, read_tools, written_call
 from training.formats.values import as_text, find_key, from_json, is_missing, kind, optional_text, shown
 
 _SYSTEM_NAMES = ("system", "system_prompt")
+# The columns in which rows have their turns.
+MESSAGES, CONVERSATIONS = ("messages",), ("conversations", "conversation")
 _ROLE_KEYS = ("role", "from", "speaker")
 _TEXT_KEYS = ("content", "value", "text")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -27,7 +29,18 @@ def read_turns(value: object, where: str) -> list[Message]:
         value = from_json(value, where)
     if not isinstance(value, list) or not value:
         raise RowError(f"{where} is empty or not a list")
-    return [_message(turn, number) for number, turn in enumerate(value, start=1)]
+    messages = [_message(turn, number) for number, turn in enumerate(value, start=1)]
+    _check_weights([(number, value[number - 1]) for number, m in enumerate(messages, 1) if m["role"] == "assistant"])
+    return messages
+
+
+def has_turns(value: object) -> bool:
+    """Whether it is a row with a list of turns under a usual name, however these may be written."""
+    if not isinstance(value, dict):
+        return False
+    turns = value.get(find_key(value, *MESSAGES, *CONVERSATIONS) or "")
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return isinstance(first, dict) and any(key in first for key in _ROLE_KEYS)
 
 
 def row_system(row: Row) -> str:
@@ -75,6 +88,24 @@ def _message(turn: object, number: int) -> Message:
         message["tool_calls"] = calls
     _add_details(message, turn, number)
     return message
+
+
+def _check_weights(answers: list[tuple[int, dict[str, Any]]]) -> None:
+    """Raise RowError for an answer that is marked as one not to be learnt: which are is the setting's to say."""
+    unwanted = [(number, turn["weight"]) for number, turn in answers if not _is_learnt(turn)]
+    if not unwanted:
+        return
+    number, weight = unwanted[0]
+    written = str(weight).lower() if isinstance(weight, bool) else as_text(weight, f"turn {number}: 'weight'")
+    said = f"turn {number} has the weight {written[:20]}, and weights of single turns are not supported"
+    if len(unwanted) == len(answers) - 1 and _is_learnt(answers[-1][1]):
+        raise RowError(f"{said}: remove the weights and train on the last answer, which means the same here")
+    raise RowError(f"{said}: end the conversation before an answer that is not to be learnt, or remove its weight")
+
+
+def _is_learnt(turn: dict[str, Any]) -> bool:
+    weight = turn.get("weight")
+    return is_missing(weight) or weight in (1, "", "1", "1.0")
 
 
 def _first(turn: dict[str, Any], keys: tuple[str, ...]) -> Any:
