@@ -127,7 +127,7 @@ def test_from_a_strange_file_to_a_training(server: Server, page: Page, tmp_path:
         page.locator("#data-download").click()
     assert "my questions.csv,21,dropped" in download.value.path().read_text(encoding="utf-8-sig")
 
-    page.get_by_role("tab", name="Training").click()
+    page.locator("#data-train").click()
     expect(page.locator("#setting-cutoff_length input")).to_have_value("1024")
     expect(page.locator("#setting-dataset .token")).to_contain_text("my questions.csv")
     page.locator("#setting-name input, #setting-name textarea").first.fill("strange")
@@ -218,6 +218,6 @@ def test_broken_files_are_sentences_and_the_page_goes_on(page: Page, tmp_path: P
     ):
         (tmp_path / name).write_bytes(content)
         _upload(page, tmp_path / name)
-        expect(page.locator("#data-summary [role=alert]")).to_contain_text(says, timeout=30 * SECOND)
+        expect(page.locator("#data-upload-message [role=alert]")).to_contain_text(says, timeout=30 * SECOND)
     page.locator("#data-check-button").click()
     expect(page.locator("#data-example .token.trained").first).to_be_visible(timeout=CHECKED)

@@ -18,7 +18,7 @@ from training.settings import Settings
 from training.token_spans import Encoded
 
 RAW_TEXT = "raw text"  # what stands for the format where no rows are read
-_BATCH = 1_000  # rows encoded at once
+_BATCH = 4_000  # rows encoded at once
 _SHOWN_CHARACTERS = 4_000  # of a row that cannot be used
 _SHOWN_ROWS = 5  # rows named in a message; the receipt lists all
 
