@@ -10,7 +10,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.server import Server, running_server
+from training.paths import Folders
 
 # Set before Gradio is imported: a test must not report to anybody.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -86,3 +89,24 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     yield open_page
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page over folders of the test file's own, with the samples that ship."""
+    root = tmp_path_factory.mktemp("graft")
+    folders = Folders(datasets=root / "datasets", loras=root / "loras")
+    folders.make()
+    for name in ("car_warranty.json", "lighthouse_keeper.txt"):
+        shutil.copy(Folders.datasets / name, folders.datasets / name)
+    with running_server(folders, root / "server.log") as server:
+        yield server
+
+
+@pytest.fixture
+def page(server: Server, visit: Callable[..., Visit]) -> Iterator[Page]:
+    """A first visit; afterwards nothing may have been asked of another host, and no error may stand in the console."""
+    seen = visit(server.url, viewport={"width": 1440, "height": 1000})
+    expect(seen.page.locator("#start")).to_be_enabled(timeout=60_000)
+    yield seen.page
+    seen.assert_clean()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.server import Server, running_server
-from training.paths import Folders
+from tests.server import Server
 from training.runs import Run, Status
 
 if TYPE_CHECKING:
@@ -24,25 +22,6 @@ SECOND = 1000  # milliseconds
 CHECKED = 90 * SECOND  # the first check imports torch
 TRAINED = 300 * SECOND
 SCRIPT = "<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script> &amp; <b>bold</b>"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("graft")
-    folders = Folders(datasets=root / "datasets", loras=root / "loras")
-    folders.make()
-    for name in ("car_warranty.json", "lighthouse_keeper.txt"):
-        shutil.copy(Folders.datasets / name, folders.datasets / name)
-    with running_server(folders, root / "server.log") as server:
-        yield server
-
-
-@pytest.fixture
-def page(server: Server, visit: Callable[..., Visit]) -> Iterator[Page]:
-    seen = visit(server.url, viewport={"width": 1440, "height": 1000})
-    expect(seen.page.locator("#start")).to_be_enabled(timeout=60 * SECOND)
-    yield seen.page
-    seen.assert_clean()
 
 
 def _open(page: Page) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from peft import PeftModel
 from playwright.sync_api import Page, expect
 from transformers import AutoModelForCausalLM
 
-from tests.server import Server, running_server
+from tests.server import Server
 from training.paths import Folders
 from training.runs import Run, Status
 
@@ -30,41 +29,25 @@ _FILES = ("dataset", "raw_text")  # boxes in which several can be chosen
 WARRANTY = "Hello, I would like to speak to you about your car's extended warranty"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("graft")
-    folders = Folders(datasets=root / "datasets", loras=root / "loras")
-    folders.make()
-    for name in ("car_warranty.json", "lighthouse_keeper.txt"):
-        shutil.copy(Folders.datasets / name, folders.datasets / name)
-    with running_server(folders, root / "server.log") as server:
-        yield server
-
-
-@pytest.fixture
-def page(server: Server, visit: Callable[..., Visit]) -> Iterator[Page]:
-    """A first visit; afterwards nothing may have been asked of another host, and no error may stand in the console."""
-    seen = visit(server.url, viewport={"width": 1440, "height": 1000})
-    expect(seen.page.locator("#start button, button#start")).to_be_enabled(timeout=60 * SECOND)
-    yield seen.page
-    seen.assert_clean()
-
-
 def _setting(page: Page, name: str) -> Any:
     return page.locator(f"#setting-{name} input").first
 
 
 def _fill(page: Page, **values: Any) -> None:
     """Type values into the form's boxes, opening the accordions that hide them."""
+    if not all(_setting(page, name).is_visible() for name in values):
+        for folded in ("#evaluation-box", "#advanced-box"):
+            page.locator(f"{folded} > button").click()
+        for name in values:
+            expect(_setting(page, name)).to_be_visible()
     for name, value in values.items():
         box = _setting(page, name)
-        if not box.is_visible():
-            for folded in ("#evaluation-box", "#advanced-box"):
-                page.locator(f"{folded} > button").click()
         box.fill(str(value))
         if name in _FILES:
             box.press("Enter")
         box.blur()
+        if name not in _FILES:
+            expect(box).to_have_value(str(value))
 
 
 def _expect_file(page: Page, name: str, file: str) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from training.data_files import iter_rows
 from training.encoding import Converted, Encoder
 from training.formats import Conversation, EmptyAnswer, Format, Row, RowError
+from training.parallel_encoding import encode_in_processes, usable_processes
 from training.prepared import Record
 from training.settings import Settings
 from training.token_spans import Encoded
 
 RAW_TEXT = "raw text"  # what stands for the format where no rows are read
-_BATCH = 4_000  # rows encoded at once
+_BATCH = 2_000  # rows encoded at once
+_LARGE = 4 * 10**6  # bytes of a file from which on several processes are faster than one
 _SHOWN_CHARACTERS = 4_000  # of a row that cannot be used
 _SHOWN_ROWS = 5  # rows named in a message; the receipt lists all
 
@@ -79,7 +81,7 @@ class RowReader:
                 read.append(batch)
                 yield [one for _, _, one in batch if not isinstance(one, RowError)]
 
-        for encoded in self._encoder.encode_all(batches()):
+        for encoded in self._encoded(path, batches()):
             results = iter(encoded)
             for number, row, one in read.popleft():
                 result = one if isinstance(one, RowError) else next(results)
@@ -91,6 +93,12 @@ class RowReader:
                 source.rows_read += 1
                 source.note(record)
                 yield record
+
+    def _encoded(self, path: Path, batches: Iterator[list[Converted]]) -> Iterator[list[Encoded | RowError]]:
+        processes = usable_processes() if path.stat().st_size >= _LARGE else 1
+        if processes > 1:
+            return encode_in_processes(self._encoder, batches, processes)
+        return self._encoder.encode_all(batches)
 
     def _within_cutoff(self, record: Record, converted: Converted) -> Record:
         """The record, shortened or dropped as the settings say when it is over the cutoff."""
