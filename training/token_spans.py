@@ -109,12 +109,6 @@ class SpanTokenizer:
         return list(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)) if tokens else []
 
 
-def encode_spans(tokenizer: PreTrainedTokenizerBase, rendered: Sequence[Rendered]) -> list[Encoded | RowError]:
-    """What a `SpanTokenizer` made for these alone gives."""
-    spans = SpanTokenizer(tokenizer)
-    return [spans.encoded(one, ids) for one, ids in zip(rendered, spans.ids([r.text for r in rendered]), strict=True)]
-
-
 def _bytes_of_tokens(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     """By id, what each token most likely stands for; where that is wrong no text is equal to it, and it is not used."""
     letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
