@@ -1,4 +1,4 @@
-"""Finds the tokens that make a span of a text, and proves it: they decode to the span, no more and no less."""
+"""Finds the tokens that make a span of a text, and proves it: they decode to the span, but for white space around."""
 
 from __future__ import annotations
 
