@@ -293,4 +293,9 @@ def test_a_plotly_that_does_not_load_is_said(served: tuple[str, Feed], feed: Fee
     visited = visit("about:blank")
     visited.page.route("**/plotly.min.js*", lambda route: route.abort())
     visited.page.goto(served[0])
-    visited.page.locator("#first .notice").get_by_text("could not be loaded").wait_for(timeout=WAIT)
+    notice = visited.page.locator("#first .notice")
+    notice.get_by_text("could not be loaded").wait_for(timeout=WAIT)
+    seen = feed.history.step
+    while feed.history.step < seen + 4:  # data that streams in does not take the sentence away
+        visited.page.wait_for_timeout(100)
+    assert "could not be loaded" in notice.inner_text()

@@ -11,6 +11,7 @@ const NARROW = 480; // px: below this the curves need the room more than the axi
 
 let drawnRun = null; // the run whose curves are on the screen
 let hidden = new Set(); // names of the curves that the reader has switched off
+let waiting = "Loading the chart …"; // what stands where the curves would, until Plotly is there
 let held = false; // the reader is dragging or clicking: redrawing now would take the mouse from Plotly
 
 // One script for the whole page, however many charts ask for it.
@@ -199,7 +200,7 @@ function draw() {
         return;
     }
     if (!window.Plotly) {
-        say("Loading the chart …");
+        say(waiting);
         return;
     }
     // Each of these ends with an event that draws again; a hidden chart has no width to be drawn in.
@@ -239,5 +240,5 @@ document.addEventListener("visibilitychange", draw, { signal });
 plot.addEventListener("pointerdown", () => { held = true; }, { signal });
 window.addEventListener("pointerup", release, { signal });
 window.addEventListener("pointercancel", release, { signal });
-loadPlotly().then(draw, () => say("The chart could not be loaded. Please reload the page."));
+loadPlotly().catch(() => { waiting = "The chart could not be loaded. Please reload the page."; }).then(draw);
 draw();
