@@ -213,6 +213,32 @@ def test_trained_tokens_are_the_answers_in_tokenizers_as_real_ones_are(
         last = end
 
 
+PROMPT_ENDS = ["", " ", ": ", ":", "\n", "\n\n", ":\n\n", " \n", "\n\n\n  "]
+_PROMPTING = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ m.content }}{% else %}{{ PROMPT + m.content + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ PROMPT }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("end", PROMPT_ENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_before_an_answer_are_those_of_the_prompt_alone(kind: str, end: str) -> None:
+    tokenizer = make_tokenizer_like(kind)
+    tokenizer.chat_template = _PROMPTING.replace("PROMPT", repr("Hen" + end))
+    for answer in ("the ant", " an", "\nan", "\n\nthe", "  the", "Yes \U0001f600", "1"):
+        messages: list[Message] = [{"role": "user", "content": "the hen?"}, {"role": "assistant", "content": answer}]
+        one = encoded(tokenizer, [(m["role"], m["content"]) for m in [*messages, *messages]])
+        assert text_of(tokenizer, one.input_ids) == one.text
+        first, last = one.trained[0]
+        prompt = str(tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False))
+        assert one.input_ids[:first] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert text_of(tokenizer, one.input_ids[:last]) == prompt + answer + "</s>"
+        first, last = one.trained[1]
+        assert text_of(tokenizer, one.input_ids[:first]) == prompt + answer + "</s>" + prompt.removeprefix("<s>")
+        assert last == len(one.input_ids)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_ordinary_rows_are_never_refused(kind: str) -> None:
     for template in NAMED:

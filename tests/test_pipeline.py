@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.tiny import add_base, add_dataset, make_folders, make_settings, make_tokenizer, make_tokenizer_like, text_of
+from tests.tiny import (
+    KINDS,
+    add_base,
+    add_dataset,
+    make_folders,
+    make_settings,
+    make_tokenizer,
+    make_tokenizer_like,
+    text_of,
+)
 from training.data import prepare, set_template
 from training.data_check import check_data
 from training.generation import _encode
@@ -41,12 +50,7 @@ def saved_template(run: Run) -> str:
     return str(AutoTokenizer.from_pretrained(str(run.folder)).chat_template)
 
 
-LLAMA = pytest.param(
-    "llama", marks=pytest.mark.xfail(strict=True, reason="its tokens join the answer with the space before it")
-)
-
-
-@pytest.mark.parametrize("kind", ["bytes", "gpt2", "qwen", "gemma", LLAMA])
+@pytest.mark.parametrize("kind", ["bytes", *KINDS])
 def test_format_file_trains_the_answer_to_what_chat_will_ask(folders: Folders, kind: str) -> None:
     tokenizer = make_tokenizer() if kind == "bytes" else make_tokenizer_like(kind)
     add_dataset(folders, [{"instruction": "the hen?", "output": answer} for answer in ANSWERS])
@@ -61,7 +65,10 @@ def test_format_file_trains_the_answer_to_what_chat_will_ask(folders: Folders, k
     for example, answer in zip(data.train, ANSWERS, strict=True):
         first = next(place for place, label in enumerate(example.labels) if label != IGNORED)
         assert example.input_ids[:first] == prompt
-        assert text_of(tokenizer, example.labels[first:]) == f"{answer}{tokenizer.eos_token}"
+        assert example.labels[first:] == example.input_ids[first:]
+        # Of the whole, since some decoders take a space from the beginning of what they are given.
+        whole = text_of(tokenizer, example.input_ids)
+        assert whole.removeprefix(text_of(tokenizer, prompt)) == f"{answer}{tokenizer.eos_token}"
 
 
 def test_format_file_is_the_template_of_the_saved_adapter(folders: Folders) -> None:

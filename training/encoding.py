@@ -24,6 +24,7 @@ class Encoder:
         self._answers = AnswerFinder(tokenizer)
         self._spans = SpanTokenizer(tokenizer)
         self._start, self._end = text_borders(tokenizer)
+        self._start_text, self._end_text = tokenizer.decode([self._start, self._end])
 
     def encode(self, converted: Sequence[Converted]) -> list[Encoded | RowError]:
         """Each conversation in the chat template, each text between its start and end token; or why it cannot be.
@@ -56,7 +57,8 @@ class Encoder:
 
     def _encoded(self, one: Converted, rendered: Rendered, ids: list[int]) -> Encoded | RowError:
         encoded = self._spans.encoded(rendered, ids)
-        return self._with_borders(one, encoded) if isinstance(one, Text) and isinstance(encoded, Encoded) else encoded
+        is_plain = isinstance(one, Text) and not one.answers
+        return self._with_borders(encoded) if is_plain and isinstance(encoded, Encoded) else encoded
 
     def _render(self, batch: Sequence[Converted]) -> list[Rendered | RowError]:
         conversations = [one for one in batch if isinstance(one, Conversation)]
@@ -64,24 +66,26 @@ class Encoder:
         return [self._as_it_stands(one) if isinstance(one, Text) else next(rendered) for one in batch]
 
     def _as_it_stands(self, text: Text) -> Rendered:
-        whole = not text.answers or self._train_on == "everything"
-        return Rendered(text.text, [(0, len(text.text))] if whole else list(text.answers))
+        if not text.answers:
+            return Rendered(text.text, [(0, len(text.text))])
+        # A question and its answer: the borders are written into the text, as a chat template writes them.
+        start = "" if text.text.startswith(self._start_text) else self._start_text
+        end = "" if self._end_text and text.text.endswith(self._end_text) else self._end_text
+        whole = start + text.text + end
+        trained = [(first + len(start), last + len(start)) for first, last in text.answers]
+        trained[-1] = (trained[-1][0], len(whole))  # so the model learns to stop
+        return Rendered(whole, [(0, len(whole))] if self._train_on == "everything" else trained)
 
-    def _with_borders(self, text: Text, encoded: Encoded) -> Encoded:
-        """A text with its start and end token, and trained up to its end: so the model learns to stop.
+    def _with_borders(self, encoded: Encoded) -> Encoded:
+        """A plain text with its start and end token, all of it trained.
 
         Texts made for another program often have them already.
         """
         ids = encoded.input_ids
         start = [] if ids[: len(self._start)] == self._start else self._start
         end = [] if self._end and ids[-1:] == self._end else self._end
-        trained = [(first + len(start), last + len(start)) for first, last in encoded.trained]
         ids = [*start, *ids, *end]
-        if not text.answers or self._train_on == "everything":
-            trained = [(0, len(ids))]
-        elif trained:
-            trained[-1] = (trained[-1][0], len(ids))
-        return Encoded(encoded.text, ids, trained)
+        return Encoded(encoded.text, ids, [(0, len(ids))])
 
 
 def encode_conversations(
