@@ -271,6 +271,15 @@ def test_longest_unused_are_forgotten(folders: Folders, monkeypatch: pytest.Monk
     assert [p.name for p in prepared_folders(folders)] == ["one", "three", "x.partial"]
 
 
+def test_newest_stays_where_the_clock_tells_nothing(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_cache, "_KEPT", 1)
+    monkeypatch.setattr(data_cache, "_used_at", lambda folder: 1.0)
+    for number, key in enumerate(("b", "c", "a")):
+        records, _ = cached(folders, key, write_one(number))
+        assert records[0].row == number
+        assert [p.name for p in prepared_folders(folders)] == [key]
+
+
 def test_same_data_made_twice_at_once(folders: Folders) -> None:
     """Another program was as fast: its data is taken, and this one's leaves no trace."""
 

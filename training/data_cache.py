@@ -66,7 +66,7 @@ def cached(folders: Folders, key: str, prepare: Prepare) -> tuple[Records, list[
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _forget_oldest(root)
+    _forget_oldest(root, folder)
     return _load(folder)
 
 
@@ -117,16 +117,25 @@ def _code_key() -> str:
     return digest.hexdigest()
 
 
-def _forget_oldest(root: Path) -> None:
-    """Delete what was not used for longest beyond the bounds, and what a killed program left half done."""
-    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=_used_at, reverse=True)
-    size = 0
-    for number, folder in enumerate(folders):
-        size += sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-        is_over = number > 0 and (number >= _KEPT or size > _KEPT_BYTES)
-        is_abandoned = folder.suffix == ".partial" and time.time() - _used_at(folder) > _ABANDONED
-        if is_abandoned or (is_over and folder.suffix != ".partial"):
+def _forget_oldest(root: Path, newest: Path) -> None:
+    """Delete what was not used for longest beyond the bounds, and what a killed program left half done.
+
+    `newest` stays: the file system's clock may be too coarse to tell it from the ones before.
+    """
+    folders = sorted((path for path in root.iterdir() if path.is_dir() and path != newest), key=_used_at, reverse=True)
+    kept, size = 1, _bytes_in(newest)
+    for folder in folders:
+        if folder.suffix == ".partial":
+            if time.time() - _used_at(folder) > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        kept, size = kept + 1, size + _bytes_in(folder)
+        if kept > _KEPT or size > _KEPT_BYTES:
             shutil.rmtree(folder, ignore_errors=True)  # Windows keeps what is being read
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
 def _used_at(folder: Path) -> float:
