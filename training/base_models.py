@@ -2,22 +2,60 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 from training.errors import UserError
+from training.hub_cache import cache_folder, cached_model
+from training.model_facts import CONFIG, ModelFacts, about, context_of, facts_of, read_config
 from training.paths import Folders
 from training.settings import Settings
+from training.trainable import why_not
 
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")  # in configs of different families
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def locate_base_model(folders: Folders, name: str) -> str:
-    """The path of the folder `name` in models/, or `name` itself when it is a Hub name; raises UserError if neither."""
-    name = name.strip()
+def is_hub_name(name: str) -> bool:
+    """Whether `name` is written as the Hub's names are: org/model."""
+    return bool(_HUB_NAME.fullmatch(name))
+
+
+def locate_base_model(folders: Folders, name: str, *, run_code: bool = False) -> str:
+    """The path of the folder `name` in models/, or of the model `name` in the Hugging Face cache.
+
+    A Hub name of which not everything is in the cache is returned as it is: it has to be downloaded first. Raises
+    UserError for what is neither, and for what cannot be trained; `run_code` says that the model's own code may run.
+    """
+    found = _find(folders, name.strip())
+    if found is None:
+        return name.strip()
+    path, facts = found
+    if reason := why_not(facts, run_code=run_code):
+        raise UserError(f"Base model: {reason}")
+    return str(path.resolve())
+
+
+def local_base_model(folders: Folders, name: str, *, run_code: bool = False) -> str:
+    """The same for those who cannot wait for a download; raises UserError also for a model that is not here yet."""
+    source = locate_base_model(folders, name, run_code=run_code)
+    if source == name.strip():
+        raise UserError(f"Base model: {source} is not on this computer yet: download it first, on the Training tab.")
+    return source
+
+
+def about_base_model(folders: Folders, name: str, *, run_code: bool = False) -> str:
+    """One line on the model, or that it is not here yet; raises UserError as `locate_base_model` does."""
+    found = _find(folders, name.strip())
+    if found is None:
+        return "Not on this computer yet: it is downloaded when the training starts, or now with the box below."
+    if reason := why_not(found[1], run_code=run_code):
+        raise UserError(f"Base model: {reason}")
+    return about(found[1])
+
+
+def _find(folders: Folders, name: str) -> tuple[Path, ModelFacts] | None:
+    """The folder of a model and its facts; None for a Hub name that is not in the cache in whole."""
     if not name:
         raise UserError("Base model: choose one.")
     if name.lower().endswith((".gguf", ".ggml", ".bin", ".safetensors")):
@@ -28,10 +66,9 @@ def locate_base_model(folders: Folders, name: str) -> str:
     folder = folders.models / name
     # Not Path.is_dir, which raises for a name longer than the system allows.
     if os.path.isdir(folder) and folder.resolve().is_relative_to(folders.models.resolve()):
-        _check_folder(folder)
-        return str(folder.resolve())
-    if _HUB_NAME.fullmatch(name):
-        return name
+        return folder, facts_of(folder)
+    if is_hub_name(name):
+        return cached_model(cache_folder(folders.hub_cache), name)
     raise UserError(
         f"Base model: there is no folder '{name}' in {folders.models}. Put the model's folder there, "
         "or type its Hugging Face name, such as org/model."
@@ -40,12 +77,8 @@ def locate_base_model(folders: Folders, name: str) -> str:
 
 def context_length(source: str) -> int | None:
     """Tokens that the model in a folder can read at once, where its config says so; for a Hub name nothing is known."""
-    config = Path(source) / "config.json"
-    if not config.is_file():
-        return None
-    values = json.loads(config.read_text(encoding="utf-8"))
-    values = values | values.get("text_config", {})
-    return next((int(values[name]) for name in _CONTEXT_NAMES if values.get(name)), None)
+    folder = Path(source)
+    return context_of(read_config(folder, folder.name)) if (folder / CONFIG).is_file() else None
 
 
 def cutoff_warning(settings: Settings, source: str) -> str:
@@ -57,26 +90,3 @@ def cutoff_warning(settings: Settings, source: str) -> str:
         f"{settings.base_model} reads at most {context:,} tokens at once, so a cutoff of {settings.cutoff_length:,} "
         "asks too much of it: lower the cutoff."
     )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise UserError for a folder that is no trainable Hugging Face model."""
-    config = folder / "config.json"
-    if not config.is_file():
-        if any(folder.glob("*.gguf")):
-            raise UserError(
-                f"Base model: '{folder.name}' holds a GGUF file, which is for running and cannot be trained. "
-                "Get the original Hugging Face folder of that model."
-            )
-        raise UserError(
-            f"Base model: the folder '{folder.name}' has no config.json, so it is not a Hugging Face model."
-        )
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"Base model: the config.json of '{folder.name}' is damaged; copy the model again.") from None
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"Base model: '{folder.name}' has no .safetensors weights. "
-            "Only these are loaded, because other kinds can run code."
-        )

@@ -22,6 +22,14 @@ class Preparing(_Event):
     records: int
 
 
+class Downloading(_Event):
+    """The base model comes from the Hub: bytes that are there, of how many."""
+
+    type: Literal["downloading"] = "downloading"
+    done: int
+    total: int
+
+
 class Started(_Event):
     """The data is ready and training begins, or goes on after `from_step` of `total_steps`."""
 
@@ -70,5 +78,7 @@ class Note(_Event):
     text: str
 
 
-Event = Annotated[Preparing | Started | Step | Evaluation | CheckpointSaved | Note, Field(discriminator="type")]
+Event = Annotated[
+    Preparing | Downloading | Started | Step | Evaluation | CheckpointSaved | Note, Field(discriminator="type")
+]
 event_reader: TypeAdapter[Event] = TypeAdapter(Event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from training.events import CheckpointSaved, Evaluation, Event, Note, Preparing, Started, Step
+from training.events import CheckpointSaved, Downloading, Evaluation, Event, Note, Preparing, Started, Step
 
 _RECENT_STEPS = 20  # enough to smooth the speed, few enough to follow a change
 
@@ -19,10 +19,13 @@ class History:
     notes: list[Note] = field(default_factory=list)
     total_steps: int = 0
     records_prepared: int = 0  # rows or chunks, while the data is being read
+    downloaded: tuple[int, int] | None = None  # bytes of the base model, and how many it has
 
     def add(self, event: Event) -> None:
         """Take in one event."""
         match event:
+            case Downloading():
+                self.downloaded = event.done, event.total
             case Preparing():
                 self.records_prepared = event.records
             case Started():
@@ -47,6 +50,7 @@ class History:
             list(self.notes),
             self.total_steps,
             self.records_prepared,
+            self.downloaded,
         )
 
     def _forget_after(self, step: int) -> None:

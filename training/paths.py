@@ -24,7 +24,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]) *(\..*)?", re.IGN
 
 @dataclass(frozen=True)
 class Folders:
-    """Where base models, datasets, runs, presets, the user's format files and chat templates lie."""
+    """Where base models, datasets, runs, presets, the user's format files, chat templates and downloads lie."""
 
     models: Path = PROJECT / "models"
     datasets: Path = PROJECT / "datasets"
@@ -32,6 +32,7 @@ class Folders:
     presets: Path = PROJECT / "presets"
     formats: Path = PROJECT / "formats"
     templates: Path = PROJECT / "templates"
+    hub_cache: Path | None = None  # None: where huggingface_hub keeps its downloads
 
     def make(self) -> None:
         """Create what is missing; raises UserError where the system refuses."""
@@ -151,10 +152,20 @@ def _is_unicode(name: str) -> bool:
 
 
 def list_models(folders: Folders) -> list[str]:
-    """Names of the Hugging Face model folders (those with a config.json) in the models folder, sorted."""
-    if not folders.models.is_dir():
-        return []
-    return sorted(p.name for p in folders.models.iterdir() if (p / "config.json").is_file())
+    """Names of the base models to choose from, each kind sorted.
+
+    These are the folders in models/ that have a config.json, then the whole models in the Hugging Face cache
+    that can be trained, by their names on the Hub.
+    """
+    # Here, because the help of the command line is shown before any library is installed.
+    from training.hub_cache import cache_folder, cached_models
+    from training.trainable import why_not
+
+    own = []
+    if folders.models.is_dir():
+        own = sorted(p.name for p in folders.models.iterdir() if (p / "config.json").is_file())
+    whole = cached_models(cache_folder(folders.hub_cache))
+    return own + [name for name, facts in whole if not why_not(facts, run_code=True)]
 
 
 def _replace(temporary: Path, path: Path) -> None:
