@@ -56,14 +56,11 @@ class Visit:
 
 
 def _without_farewells(errors: list[str]) -> list[str]:
-    """The errors less those of leaving a page: Gradio breaks off its own requests then and complains of each."""
-    left = list(errors)
-    for error in errors:
-        if error.startswith("AbortError: signal is aborted without reason"):
-            left.remove(error)
-            if "Unexpected error Connection errored out. " in left:
-                left.remove("Unexpected error Connection errored out. ")
-    return left
+    """The errors less those of leaving a page: Gradio breaks off its own requests then and complains of it."""
+    farewell = [error for error in errors if error.startswith("AbortError: signal is aborted without reason")]
+    if farewell:
+        farewell += [error for error in errors if error == "Unexpected error Connection errored out. "]
+    return [error for error in errors if error not in farewell]
 
 
 def _executable() -> str | None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -32,7 +33,7 @@ CHATML = (
 )
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 GREEDY = Sampling(temperature=0, max_tokens=12)
-BASE = ChatModel("tiny")
+BASE = ChatModel("tiny", precision="32-bit")
 
 
 def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
@@ -193,27 +194,27 @@ def test_a_second_chat_waits_its_turn(chat: Chat) -> None:
 
 def test_an_adapter_changes_the_answer_and_the_base_side_is_the_base_alone(chat: Chat) -> None:
     alone = answer(chat)
-    first = ChatModel("tiny", adapter="first")
+    first = replace(BASE, adapter="first")
     assert answer(chat, first) != alone
     assert answer(chat, first, with_adapter=False) == alone
     assert answer(chat, BASE) == alone, "after the adapter was taken off"
 
 
 def test_only_the_adapter_is_exchanged(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {name: answer(chat, ChatModel("tiny", adapter=name)) for name in ("first", "second")}
+    expected = {name: answer(chat, replace(BASE, adapter=name)) for name in ("first", "second")}
     assert len({*expected.values(), answer(chat)}) == 3
     monkeypatch.setattr("training.model.load_base", lambda *_: pytest.fail("the base was loaded again"))
     for name in ("first", "second", "first"):
-        assert answer(chat, ChatModel("tiny", adapter=name)) == expected[name]
-    assert answer(chat, ChatModel("tiny", adapter="first", checkpoint=10)) == expected["second"]
-    assert answer(chat, ChatModel("tiny", adapter="first", checkpoint=5)) == expected["first"]
+        assert answer(chat, replace(BASE, adapter=name)) == expected[name]
+    assert answer(chat, replace(BASE, adapter="first", checkpoint=10)) == expected["second"]
+    assert answer(chat, replace(BASE, adapter="first", checkpoint=5)) == expected["first"]
 
 
 def test_an_adapter_trained_again_under_its_name_is_read_again(chat: Chat, folders: Folders) -> None:
     make_lora(LlamaForCausalLM.from_pretrained(folders.models / "tiny"), 4, folders.loras / "again")
-    before = answer(chat, ChatModel("tiny", adapter="again"))
+    before = answer(chat, replace(BASE, adapter="again"))
     make_lora(LlamaForCausalLM.from_pretrained(folders.models / "tiny"), 5, folders.loras / "again")
-    assert answer(chat, ChatModel("tiny", adapter="again")) != before
+    assert answer(chat, replace(BASE, adapter="again")) != before
 
 
 def test_unload_forgets_the_model(chat: Chat) -> None:
@@ -222,6 +223,62 @@ def test_unload_forgets_the_model(chat: Chat) -> None:
     chat.unload()
     assert not chat._loaded
     assert answer(chat) == expected
+
+
+def test_whole_model_answers_beside_its_base(chat: Chat, folders: Folders) -> None:
+    """What full fine-tuning leaves."""
+    trained = make_model()
+    for parameter in trained.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    for folder in (folders.loras / "whole", folders.loras / "whole" / "checkpoint-2"):
+        trained.save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+    Run(folders.loras / "whole").write_settings(Settings(base_model="tiny", name="whole", method="full fine-tuning"))
+    alone = answer(chat)
+    whole = answer(chat, replace(BASE, adapter="whole"))
+    assert whole != alone
+    assert answer(chat, replace(BASE, adapter="whole"), with_adapter=False) == alone
+    assert answer(chat, replace(BASE, adapter="whole", checkpoint=2)) == whole
+    assert answer(chat, replace(BASE, adapter="first")) not in (whole, alone)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        IA3Config(task_type="CAUSAL_LM", init_ia3_weights=False),
+    ],
+    ids=lambda config: str(config.peft_type.value),
+)
+def test_adapters_of_other_kinds_answer_and_give_way(chat: Chat, folders: Folders, config: PeftConfig) -> None:
+    torch.manual_seed(5)
+    other = get_peft_model(make_model(), config)
+    for parameter in other.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_()
+    other.save_pretrained(str(folders.loras / "other"))
+    alone = answer(chat)
+    assert answer(chat, replace(BASE, adapter="other")) != alone
+    assert answer(chat, replace(BASE, adapter="other"), with_adapter=False) == alone
+    assert answer(chat) == alone
+    assert answer(chat, replace(BASE, adapter="first")) != alone
+    shutil.rmtree(folders.loras / "other")
+
+
+def test_tokens_that_an_adapter_added_are_known_with_it_alone(chat: Chat, folders: Folders) -> None:
+    alone = answer(chat)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<tool>", "<end>"])
+    base = make_model()
+    base.resize_token_embeddings(len(tokenizer))
+    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["embed_tokens", "lm_head"])
+    get_peft_model(base, config).save_pretrained(str(folders.loras / "grown"), save_embedding_layers=False)
+    tokenizer.save_pretrained(folders.loras / "grown")
+    answer(chat, replace(BASE, adapter="grown"))
+    assert chat._loaded and chat._loaded.model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert answer(chat) == alone
+    assert chat._loaded.model.get_input_embeddings().weight.shape[0] == 259
 
 
 @pytest.mark.parametrize("precision", ["8-bit", "4-bit"])
@@ -237,8 +294,8 @@ def test_the_template_saved_with_the_adapter_wins_on_both_sides(chat: Chat, fold
     make_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}").save_pretrained(
         folders.loras / "own-template"
     )
-    own = ChatModel("tiny", adapter="own-template")
-    assert answer(chat, own) != answer(chat, ChatModel("tiny", adapter="first")), "the same weights, another template"
+    own = replace(BASE, adapter="own-template")
+    assert answer(chat, own) != answer(chat, replace(BASE, adapter="first")), "the same weights, another template"
     assert answer(chat, own, with_adapter=False) != answer(chat)
 
 
@@ -302,9 +359,9 @@ def test_questions_without_an_answer_are_left_out() -> None:
     [
         (ChatModel("nothing"), "there is no folder 'nothing'"),
         (ChatModel(""), "choose one"),
-        (ChatModel("tiny", adapter="gone"), "There is no LoRA called 'gone'"),
-        (ChatModel("tiny", adapter="running"), "'running' has no finished adapter: choose a checkpoint"),
-        (ChatModel("tiny", adapter="first", checkpoint=7), "no checkpoint of step 7"),
+        (replace(BASE, adapter="gone"), "There is no LoRA called 'gone'"),
+        (replace(BASE, adapter="running"), "'running' is not finished: choose a checkpoint"),
+        (replace(BASE, adapter="first", checkpoint=7), "no checkpoint of step 7"),
         (ChatModel("wide", adapter="first"), "does not fit this base model"),
     ],
 )

@@ -54,7 +54,7 @@ def test_trains_a_dataset_that_lies_elsewhere(
     assert main([*_folder_flags(folders), *flags, "--train-on=everything"]) == 0
     run = Run(folders.loras / "shell")
     assert run.state().status is Status.DONE
-    assert run.has_adapter()
+    assert run.has_result()
     assert run.settings().train_on == "everything"
     assert "Done" in capsys.readouterr().out
 
@@ -68,7 +68,9 @@ def test_trains_a_dataset_that_lies_elsewhere(
         (["--dataset=none.json"], "none.json"),
         (["--dataset", "pairs.json", "none.json"], "none.json"),
         (["--precision=2-bit"], "Load in"),
-        (["--target-modules=router"], "Target modules"),
+        (["--target-modules", "all-linear", "q_proj"], "Target modules"),
+        (["--method=magic"], "Method"),
+        (["--start-from=nobody"], "nobody"),
         (["--data-format=nonsense"], "Data format"),
         ([f"--dataset={'x' * 5000}"], "no file or folder"),
         (["--base-model=nobody"], "Base model"),

@@ -131,9 +131,52 @@ def test_plain_adapter_gives_its_lora_settings_and_base(folders: Folders) -> Non
     assert copied.notes
 
 
-def test_adapter_with_unknown_modules_takes_all_linear(folders: Folders) -> None:
-    copied = copy_settings(folders, _run(folders, adapter_config={"r": 8, "target_modules": ["c_attn"]}))
-    assert copied.settings.target_modules == [ALL_LINEAR]
+def test_consent_to_run_code_is_not_copied(folders: Folders) -> None:
+    run = _run(folders)
+    run.write_settings(parse({"name": "pirate", "dataset": "a.json", "trust_remote_code": True}))
+    copied = copy_settings(folders, run)
+    assert copied.settings.trust_remote_code is False
+    assert "Run the model's own code" in copied.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"target_modules": ["c_attn"]}, {"target_modules": ["c_attn"]}),
+        ({"target_modules": "all-linear"}, {"target_modules": [ALL_LINEAR], "target_pattern": ""}),
+        ({"target_modules": ".*_proj"}, {"target_modules": [ALL_LINEAR], "target_pattern": ".*_proj"}),
+        ({"use_rslora": True, "use_dora": True}, {"rank_stabilized": True, "dora": True}),
+        ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {}}, {"rank_pattern": "q_proj=4", "alpha_pattern": ""}),
+        ({"layers_to_transform": [0, 3]}, {"layers": [0, 3]}),
+        ({"layers_to_transform": 2}, {"layers": [2]}),
+        ({"modules_to_save": ["lm_head"]}, {"train_fully": ["lm_head"]}),
+        ({"init_lora_weights": "pissa_niter_16"}, {"initialization": "PiSSA"}),
+        ({"init_lora_weights": True}, {"initialization": "default"}),
+        ({"peft_type": "VERA", "r": 256, "vera_dropout": 0.1}, {"method": "VeRA", "lora_dropout": 0.1}),
+        ({"peft_type": "LOHA", "alpha": 8, "rank_dropout": 0.2}, {"method": "LoHa", "lora_alpha": 8}),
+        ({"peft_type": "IA3", "target_modules": ["k_proj"]}, {"method": "IA3", "target_modules": ["k_proj"]}),
+        ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 7}, {"method": "prefix tuning", "virtual_tokens": 7}),
+        ({"peft_type": "P_TUNING"}, {"method": "P-tuning"}),
+    ],
+)
+def test_adapters_of_every_method_are_read(folders: Folders, config: dict[str, Any], expected: dict[str, Any]) -> None:
+    copied = copy_settings(folders, _run(folders, adapter_config=config))
+    assert {name: getattr(copied.settings, name) for name in expected} == expected
+    assert len(copied.notes) == 1  # that the rest is the default
+
+
+def test_a_method_that_graft_has_not_is_said(folders: Folders) -> None:
+    copied = copy_settings(folders, _run(folders, adapter_config={"peft_type": "BOFT", "target_modules": ["q_proj"]}))
+    assert copied.settings.method == "LoRA"
+    assert "BOFT" in copied.notes[0]
+
+
+def test_what_peft_can_and_graft_cannot_say_becomes_the_default(folders: Folders) -> None:
+    config = {"rank_pattern": {"q_proj, k_proj": 4}, "init_lora_weights": "loftq"}
+    copied = copy_settings(folders, _run(folders, adapter_config=config))
+    assert (copied.settings.rank_pattern, copied.settings.initialization) == ("", "default")
+    assert any("Ranks of their own" in note for note in copied.notes)
+    assert any("LoftQ" in note for note in copied.notes)
 
 
 @pytest.mark.parametrize("files", [{}, {"settings": "{"}, {"training_parameters": "["}, {"adapter_config": "[]"}])

@@ -13,7 +13,8 @@ from tests.tiny import add_base, make_folders, make_model, make_settings, make_t
 from training import model
 from training.base_models import locate_base_model
 from training.errors import UserError
-from training.model import attach_lora, load_adapter, load_base, load_tokenizer
+from training.methods import attach
+from training.model import load_adapter, load_base, load_tokenizer
 from training.paths import Folders
 
 
@@ -73,9 +74,9 @@ def test_no_model(folders: Folders, name: str, message: str) -> None:
 
 
 def test_base_is_frozen(base: Path) -> None:
-    loaded = load_base(str(base), "16-bit")
+    loaded = load_base(str(base), make_settings())
     assert not any(p.requires_grad for p in loaded.parameters())
-    assert loaded.dtype == model.compute_dtype()
+    assert loaded.dtype == model.compute_dtype("32-bit")
 
 
 def test_shared_embeddings_are_no_missing_weights(folders: Folders, base: Path) -> None:
@@ -83,15 +84,15 @@ def test_shared_embeddings_are_no_missing_weights(folders: Folders, base: Path) 
     tied.config.tie_word_embeddings = True
     tied = LlamaForCausalLM(tied.config)
     tied.save_pretrained(str(base))
-    assert load_base(str(base), "16-bit").get_output_embeddings().weight.shape == (263, 64)
+    assert load_base(str(base), make_settings()).get_output_embeddings().weight.shape == (263, 64)
 
 
 @pytest.mark.parametrize("precision", ["4-bit", "8-bit"])
 def test_model_saved_quantized_is_read_as_such(base: Path, folders: Folders, precision: str) -> None:
     target = folders.models / "quantized"
-    quantized = load_base(str(base), precision)
+    quantized = load_base(str(base), make_settings(precision=precision))
     quantized.save_pretrained(str(target))
-    loaded = load_base(str(target), "16-bit")
+    loaded = load_base(str(target), make_settings())
     ids = torch.arange(9)[None]
     torch.testing.assert_close(loaded(input_ids=ids).logits, quantized(input_ids=ids).logits)
 
@@ -102,21 +103,21 @@ def test_damaged_weights(base: Path, damage: str) -> None:
     whole = weights.read_bytes()
     weights.write_bytes({"short": whole[: len(whole) // 2], "empty": b"", "rubbish": b"rubbish" * 99}[damage])
     with pytest.raises(UserError, match="the model in 'tiny' could not be loaded"):
-        load_base(str(base), "16-bit")
+        load_base(str(base), make_settings())
 
 
 @pytest.mark.parametrize("config", [[], {}, {"model_type": "unheard-of"}])
 def test_unknown_kind_of_model(base: Path, config: object) -> None:
     (base / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="the model in 'tiny' could not be loaded"):
-        load_base(str(base), "16-bit")
+    with pytest.raises(UserError, match="'tiny'"):
+        load_base(str(base), make_settings())
 
 
 def test_weights_that_lack_a_layer_are_not_filled_with_random_numbers(base: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(UserError, match="'tiny' lacks 9 of its weights"):
-        load_base(str(base), "16-bit")
+        load_base(str(base), make_settings())
 
 
 def test_tokenizer_pads_with_something(base: Path) -> None:
@@ -145,7 +146,7 @@ def test_damaged_tokenizer(base: Path) -> None:
 
 
 def test_lora_is_as_the_settings_say(base: Path) -> None:
-    lora = attach_lora(load_base(str(base), "16-bit"), make_settings(lora_rank=3, lora_alpha=6, lora_dropout=0.25))
+    lora = attach(load_base(str(base), make_settings()), make_settings(lora_rank=3, lora_alpha=6, lora_dropout=0.25))
     config = lora.peft_config["default"]
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.25)
     trainable = {name for name, p in lora.named_parameters() if p.requires_grad}
@@ -155,7 +156,7 @@ def test_lora_is_as_the_settings_say(base: Path) -> None:
 
 
 def test_chosen_layers_only(base: Path) -> None:
-    lora = attach_lora(load_base(str(base), "16-bit"), make_settings(target_modules=["q_proj", "v_proj"]))
+    lora = attach(load_base(str(base), make_settings()), make_settings(target_modules=["q_proj", "v_proj"]))
     names = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name, p in lora.named_parameters() if p.requires_grad}
     assert names == {"q_proj", "v_proj"}
 
@@ -163,45 +164,45 @@ def test_chosen_layers_only(base: Path) -> None:
 def test_layers_the_model_lacks(base: Path) -> None:
     settings = make_settings().model_copy(update={"target_modules": ["c_attn"]})
     with pytest.raises(UserError, match="no layers called c_attn"):
-        attach_lora(load_base(str(base), "16-bit"), settings)
+        attach(load_base(str(base), make_settings()), settings)
 
 
 def test_new_adapter_changes_nothing_yet(base: Path) -> None:
-    plain = load_base(str(base), "16-bit").eval()
+    plain = load_base(str(base), make_settings()).eval()
     ids = torch.arange(9)[None]
     with torch.no_grad():
         before = plain(input_ids=ids).logits
-        assert torch.equal(attach_lora(plain, make_settings()).eval()(input_ids=ids).logits, before)
+        assert torch.equal(attach(plain, make_settings()).eval()(input_ids=ids).logits, before)
 
 
 @pytest.mark.parametrize("trainable", [True, False])
 def test_adapter_is_loaded_to_train_or_to_use(base: Path, tmp_path: Path, trainable: bool) -> None:
-    attach_lora(load_base(str(base), "16-bit"), make_settings()).save_pretrained(str(tmp_path / "a"))
-    lora = load_adapter(load_base(str(base), "16-bit"), tmp_path / "a", trainable=trainable)
+    attach(load_base(str(base), make_settings()), make_settings()).save_pretrained(str(tmp_path / "a"))
+    lora = load_adapter(load_base(str(base), make_settings()), tmp_path / "a", trainable=trainable)
     assert any(p.requires_grad for p in lora.parameters()) == trainable
 
 
 def test_adapter_that_is_not_there_or_does_not_fit(base: Path, folders: Folders, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter in 'tiny'"):
-        load_adapter(load_base(str(base), "16-bit"), base)
-    attach_lora(load_base(str(base), "16-bit"), make_settings()).save_pretrained(str(tmp_path / "a"))
+        load_adapter(load_base(str(base), make_settings()), base)
+    attach(load_base(str(base), make_settings()), make_settings()).save_pretrained(str(tmp_path / "a"))
     config = make_model(263).config
     config.hidden_size = 128
     LlamaForCausalLM(config).save_pretrained(str(folders.models / "wider"))
     with pytest.raises(UserError, match="does not fit this base model"):
-        load_adapter(load_base(str(folders.models / "wider"), "16-bit"), tmp_path / "a")
+        load_adapter(load_base(str(folders.models / "wider"), make_settings()), tmp_path / "a")
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="adapter in 'a'"):
-        load_adapter(load_base(str(base), "16-bit"), tmp_path / "a")
+        load_adapter(load_base(str(base), make_settings()), tmp_path / "a")
 
 
 def test_pickled_adapter_is_not_loaded(base: Path, tmp_path: Path) -> None:
-    lora = attach_lora(load_base(str(base), "16-bit"), make_settings())
+    lora = attach(load_base(str(base), make_settings()), make_settings())
     lora.save_pretrained(str(tmp_path / "a"))
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     torch.save(lora.state_dict(), tmp_path / "a" / "adapter_model.bin")
     with pytest.raises(UserError, match="Only these weights are loaded"):
-        load_adapter(load_base(str(base), "16-bit"), tmp_path / "a")
+        load_adapter(load_base(str(base), make_settings()), tmp_path / "a")
 
 
 def test_memory_in_use_is_a_number_of_bytes() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from tests.tiny import make_model, make_settings
 from training.errors import UserError
 from training.optimization import make_optimizer, make_scheduler, warmup_steps
-from training.settings import Optimizer, Scheduler
+from training.settings import FOLLOW_EVALUATION, Optimizer, Scheduler
 
 RATE = 3e-4
 GPU_ONLY = [name for name in get_args(Optimizer) if name.startswith("paged")]
@@ -26,7 +30,7 @@ def rates(total_steps: int, **changes: object) -> list[float]:
     for _ in range(total_steps):
         result.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if changes.get("scheduler") not in FOLLOW_EVALUATION:
             scheduler.step()
     return result
 
@@ -41,7 +45,7 @@ def test_every_schedule_gives_sound_rates(name: str, total_steps: int, warmup: f
     assert max(found) > 0
 
 
-@pytest.mark.parametrize("name", sorted(set(get_args(Scheduler)) - {"constant", "reduce_lr_on_plateau"}))
+@pytest.mark.parametrize("name", sorted(set(get_args(Scheduler)) - {"constant", *FOLLOW_EVALUATION}))
 def test_warm_up_rises_to_the_learning_rate(name: str) -> None:
     found = rates(100, scheduler=name, warmup=10)
     assert found[0] < found[5] < found[9] and max(found) == pytest.approx(RATE)
@@ -106,3 +110,32 @@ def test_every_optimizer_makes_a_step_or_says_why_not(name: str) -> None:
 def test_weight_decay_is_handed_on() -> None:
     optimizer = make_optimizer(make_model(263), make_settings(weight_decay=0.25))
     assert optimizer.param_groups[0]["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize("name", sorted({o.value for o in OptimizerNames} - set(get_args(Optimizer))))
+def test_optimizers_that_are_not_offered_cannot_run_with_what_is_installed(name: str, tmp_path: Path) -> None:
+    if name == "adamw_bnb_8bit":
+        assert "adamw_8bit" in get_args(Optimizer)  # an earlier name of the same
+        return
+    arguments = TrainingArguments(output_dir=str(tmp_path), optim=name, report_to="none", use_cpu=True)
+    with pytest.raises((ImportError, ValueError)):
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+
+
+def test_all_schedulers_are_offered() -> None:
+    assert {s.value for s in SchedulerType} == set(get_args(Scheduler))
+
+
+@pytest.mark.parametrize("name", get_args(Scheduler))
+def test_every_schedule_moves_weights(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    model = torch.nn.Module()
+    model.weight = parameter
+    settings = make_settings(scheduler=name, optimizer="adamw_torch", learning_rate=1e-2)
+    optimizer = make_optimizer(model, settings)  # type: ignore[arg-type]
+    scheduler = make_scheduler(optimizer, settings, 2)
+    for _ in range(2):
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        scheduler.step(*([1.0] if name in FOLLOW_EVALUATION else []))
+    assert 1e-3 < (1 - parameter.detach()).abs().max().item() <= 2e-2 * 1.01

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.server import Server
 from training.paths import Folders
 from training.runs import Run, Status
+from training.settings_info import describe
 
 if TYPE_CHECKING:
     from tests.conftest import Visit
@@ -253,9 +254,83 @@ def test_preset_fills_the_form_and_switches_the_kind_of_data(page: Page) -> None
     expect(_setting(page, "epochs")).to_have_value("7")
 
 
-def test_all_linear_gives_way_to_a_single_module(page: Page) -> None:
+def _choose(page: Page, name: str, choice: str) -> None:
+    _setting(page, name).click()
+    page.get_by_role("option", name=choice, exact=True).click()
+
+
+def _reload(page: Page) -> None:
+    page.wait_for_timeout(1 * SECOND)  # what is on its way is to arrive before the page is left
+    page.reload()
+
+
+def _in_view(page: Page) -> set[str]:
+    """The settings of methods that can be seen."""
+    conditional = [info.name for info in describe() if info.methods]
+    return {name for name in conditional if page.locator(f"#setting-{name}").is_visible()}
+
+
+def _expect_settings_of(page: Page, method: str) -> None:
+    expected = {info.name for info in describe() if method in info.methods} - {"target_modules"}
+    names = [info.name for info in describe() if info.methods]
+    for name in names:
+        expect(page.locator(f"#setting-{name}")).to_be_visible(visible=name in expected)
+    assert _in_view(page) == expected
+
+
+def test_target_modules_are_those_of_the_model(page: Page) -> None:
     page.locator("#targets-box > button").click()
-    modules = page.locator("#setting-target_modules")
-    modules.get_by_label("q_proj").check()
-    expect(modules.get_by_label("all-linear")).not_to_be_checked()
-    expect(modules.get_by_label("q_proj")).to_be_checked()
+    everything, attention = page.locator("#targets-all-linear"), page.locator("#targets-attention")
+    expect(everything).to_contain_text("all-linear (42)", timeout=PREPARED)
+    attention.get_by_label("q_proj (6)").check()
+    expect(everything.get_by_role("checkbox")).not_to_be_checked()
+    page.locator("#targets-feed-forward").get_by_label("up_proj (6)").check()
+    expect(page.locator("#setting-target_modules .token")).to_have_count(2)
+    _reload(page)
+    page.locator("#targets-box > button").click()
+    expect(attention.get_by_label("q_proj")).to_be_checked()
+    expect(everything.get_by_role("checkbox")).not_to_be_checked()
+    everything.get_by_role("checkbox").check()
+    expect(attention.get_by_label("q_proj")).not_to_be_checked()
+
+
+def test_method_shows_only_its_settings(page: Page) -> None:
+    for folded in ("#targets-box", "#patterns-box", "#variants-box"):
+        page.locator(f"{folded} > button").click()
+    _expect_settings_of(page, "LoRA")
+    for method in ("prefix tuning", "VeRA", "IA3", "full fine-tuning"):
+        _choose(page, "method", method)
+        _expect_settings_of(page, method)
+    expect(page.locator("#start")).to_have_text("Start Training")
+    _reload(page)
+    expect(page.locator("#start")).to_have_text("Start Training")
+    page.locator("#targets-box > button").click()
+    _expect_settings_of(page, "full fine-tuning")
+    # A preset brings its method along.
+    page.locator("#preset input").click()
+    page.get_by_role("option", name="QLoRA for a small GPU", exact=True).click()
+    expect(page.locator("#start")).to_have_text("Start LoRA Training")
+    expect(page.locator("#setting-lora_alpha")).to_be_visible()
+    expect(page.locator("#setting-quantization_type")).to_be_visible()
+    _choose(page, "precision", "16-bit")
+    expect(page.locator("#setting-quantization_type")).to_be_hidden()
+
+
+def test_an_earlier_lora_can_be_chosen_and_its_fit_is_told(server: Server, page: Page) -> None:
+    folder = server.folders.loras / "from-afar"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 64, "lora_alpha": 32, "base_model_name_or_path": "starter"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").touch()
+    page.locator("#earlier-box > button").click()
+    hint = page.locator("#earlier-hint")
+    expect(page.locator("#setting-start_from")).to_be_visible()
+    page.wait_for_timeout(1 * SECOND)  # the choices come after the box has opened
+    _choose(page, "start_from", "from-afar")
+    expect(hint).to_contain_text("It has rank 64 and alpha 32, and is continued at rank 16")
+    _fill(page, lora_rank="64")
+    expect(hint).to_be_hidden()
+    _choose(page, "method", "VeRA")
+    expect(hint).to_contain_text("of the method LoRA, not VeRA")
+    page.locator("#start").click()
+    expect(page.locator("#form-message")).to_contain_text("of the method LoRA, not VeRA", timeout=30 * SECOND)

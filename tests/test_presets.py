@@ -9,7 +9,7 @@ import pytest
 from training.errors import UserError
 from training.parsing import parse_runnable
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files
-from training.presets import FIRST_VISIT, load_preset, load_presets
+from training.presets import FIRST_VISIT, Preset, load_preset, load_presets, values_of
 from training.settings import Settings
 
 SHIPPED = sorted(Folders.presets.glob("*.json"))
@@ -28,7 +28,14 @@ def test_shipped_preset_is_valid_and_says_what_it_is_for(path: Path) -> None:
 
 def test_promised_presets_ship() -> None:
     labels = [preset.label for preset in load_presets(Folders())[0]]
-    assert labels == ["Quick demo", "Style", "Knowledge", "Raw text", "4-bit for a small GPU"]
+    assert labels == ["Quick demo", "Style", "Knowledge", "Raw text", "QLoRA for a small GPU"]
+
+
+def test_a_preset_leaves_alone_what_is_the_users_own() -> None:
+    values = values_of(Preset(label="x", about="y", settings={"lora_rank": 4}))
+    assert values["lora_rank"] == 4
+    assert values["dora"] is False  # a setting it does not name is the default
+    assert not {"base_model", "trust_remote_code", "start_from", "new_tokens", "name", "dataset"} & set(values)
 
 
 def test_first_visit_can_be_started_as_it_stands() -> None:

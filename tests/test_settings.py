@@ -12,7 +12,8 @@ from transformers.training_args import OptimizerNames
 from training import formats
 from training.errors import SettingsError
 from training.parsing import parse
-from training.settings import Group, Optimizer, Scheduler, Settings, describe
+from training.settings import FULL, Group, Method, Optimizer, Scheduler, Settings
+from training.settings_info import describe
 
 PROMISED = {
     "base_model": "starter",
@@ -41,6 +42,19 @@ PROMISED = {
     "too_long": "drop the example",
     "drop_duplicates": False,
     "minimum_length": 8,
+    "method": "LoRA",
+    "quantization_type": "NF4",
+    "double_quantization": True,
+    "trust_remote_code": False,
+    "start_from": "",
+    "rank_stabilized": False,
+    "dora": False,
+    "initialization": "default",
+    "lora_plus_ratio": 1.0,
+    "train_fully": [],
+    "new_tokens": [],
+    "neftune_noise": 0.0,
+    "label_smoothing": 0.0,
 }
 
 
@@ -65,20 +79,23 @@ def test_every_setting_is_declared_in_full() -> None:
     infos = describe()
     assert [i.name for i in infos] == list(Settings.model_fields)
     for info in infos:
-        assert info.label[:1].isupper() and len(info.label) < 30, info.name
+        assert not info.label[:1].islower() and len(info.label) < 30, info.name
         assert info.help.endswith(".") and 20 < len(info.help) < 160, info.name
         assert info.group in Group
         assert info.kind in (bool, int, float, str, list)
+        assert set(info.methods) <= set(get_args(Method))
     assert len({i.label for i in infos}) == len(infos)
 
 
 def test_description_agrees_with_declaration() -> None:
     by_name = {i.name: i for i in describe()}
-    assert by_name["precision"].choices == ("16-bit", "8-bit", "4-bit") and by_name["precision"].kind is str
+    assert by_name["precision"].choices == ("32-bit", "16-bit", "8-bit", "4-bit") and by_name["precision"].kind is str
     assert by_name["data_format"].choices == formats.NAMES
     assert by_name["target_modules"].kind is list and by_name["target_modules"].choices[0] == "all-linear"
     assert by_name["drop_duplicates"].kind is bool
     assert by_name["dataset"].kind is list and by_name["dataset"].choices == ()
+    assert by_name["dora"].methods == ("LoRA",) and by_name["epochs"].methods == ()
+    assert FULL in by_name["new_tokens"].methods and FULL not in by_name["train_fully"].methods
 
 
 @pytest.mark.parametrize("info", describe(), ids=lambda info: info.name)
@@ -88,11 +105,12 @@ def test_bounds_and_choices_are_enforced(info: Any) -> None:
     for bound, beyond in (("minimum", -1), ("exclusiveMinimum", 0), ("maximum", 1), ("exclusiveMaximum", 0)):
         if bound in declared:
             assert info.name in problems(**{info.name: declared[bound] + beyond})
-    if info.choices:
-        assert info.name in problems(**{info.name: ["nonsense"] if info.kind is list else "nonsense"})
+    if info.choices and info.kind is not list:  # target modules may have any name
+        assert info.name in problems(**{info.name: "nonsense"})
     for choice in info.choices:
         value = [choice] if info.kind is list else choice
-        assert getattr(parse({info.name: value}), info.name) == value
+        beside = {"precision": "4-bit"} if choice == "LoftQ" else {}
+        assert getattr(parse(beside | {info.name: value}), info.name) == value
 
 
 def test_plateau_scheduler_is_content_with_an_evaluation_file() -> None:
@@ -145,3 +163,33 @@ def test_settings_of_earlier_versions_are_read(old: dict[str, Any], new: dict[st
 @pytest.mark.parametrize("name", ["columns", "mine.json"])
 def test_data_format_may_be_the_users_own(name: str) -> None:
     assert parse({"data_format": name}).data_format == name
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("", None), ("3", [3]), ("16-18", [16, 17, 18]), ("0-2, 28", [0, 1, 2, 28]), (" 5 - 6,5", [5, 6])],
+)
+def test_layers_are_read_from_their_range(text: str, layers: list[int] | None) -> None:
+    assert parse({"layer_range": text}).layers == layers
+
+
+@pytest.mark.parametrize(
+    ("values", "at"),
+    [
+        ({"method": FULL, "precision": "4-bit"}, "precision"),
+        ({"method": FULL, "start_from": "mine"}, "start_from"),
+        ({"method": "prefix tuning", "gradient_checkpointing": True}, "gradient_checkpointing"),
+        ({"initialization": "PiSSA", "precision": "8-bit"}, "initialization"),
+        ({"initialization": "OLoRA", "dora": True}, "initialization"),
+        ({"initialization": "LoftQ"}, "initialization"),
+        ({"initialization": "EVA", "rank_pattern": "q_proj=2"}, "rank_pattern"),
+        ({"initialization": "EVA", "start_from": "mine"}, "initialization"),
+    ],
+)
+def test_what_a_method_cannot_be_combined_with_is_told(values: dict[str, Any], at: str) -> None:
+    assert list(problems(**values)) == [at]
+
+
+def test_what_does_not_belong_to_the_method_is_no_problem() -> None:
+    parse({"method": "IA3", "initialization": "LoftQ"})
+    parse({"initialization": "EVA", "start_from": "mine", "start_as": "merge it into the base"})

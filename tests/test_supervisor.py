@@ -144,10 +144,7 @@ def test_command_names_the_run_and_the_folders(run: Run, folders: Folders) -> No
 @pytest.fixture
 def ready(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> Folders:
     """Folders in which a training can start, with a worker that waits for the stop."""
-    base = folders.models / "tiny"
-    base.mkdir()
-    (base / "config.json").write_text("{}")
-    (base / "model.safetensors").touch()
+    add_base(folders)
     add_dataset(folders)
     script = "while not run.stop_requested():\n    time.sleep(0.01)\nrun.set_state(Status.STOPPED)"
     monkeypatch.setattr(supervisor, "worker_command", lambda run, _: command_of(run, script))
@@ -234,7 +231,7 @@ def test_whole_training_in_its_own_process(folders: Folders) -> None:
     thread.join(4 * TIMEOUT)
     run = thread.training_run
     assert run.state().status is Status.DONE, run.log_tail()
-    assert run.has_adapter() and run.receipt_file.is_file()
+    assert run.has_result() and run.receipt_file.is_file()
     assert [c.step for c in run.checkpoints()] == [2]
     assert "done" in run.log_tail()
 
@@ -252,4 +249,4 @@ def test_signal_to_the_worker_saves_and_stops(folders: Folders) -> None:
     os.kill(int(pid or 0), signal.SIGTERM)
     thread.join(TIMEOUT)
     assert run.state().status is Status.STOPPED, run.log_tail()
-    assert run.checkpoints() and run.has_adapter()
+    assert run.checkpoints() and run.has_result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -18,10 +20,11 @@ from training import model as models
 from training.data import PreparedData, prepare
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
+from training.methods import attach
 from training.paths import Folders
 from training.pipeline import train_run
 from training.prepared import IGNORED, Example
-from training.runs import EventReader, Run, create_run
+from training.runs import EventReader, Run, Status, create_run
 from training.trainer import Trainer
 
 ANSWERS = ["short", "a longer answer than the others have", "mid length", "x", "another answer, of some length", "no"]
@@ -55,7 +58,7 @@ def bench(folders: Folders, **changes: Any) -> Bench:
     set_seed(settings.seed)
     tokenizer = models.load_tokenizer(str(folders.models / "tiny"))
     data = prepare(settings, folders, tokenizer)
-    lora = models.attach_lora(models.load_base(str(folders.models / "tiny"), settings.precision), settings)
+    lora = attach(models.load_base(str(folders.models / "tiny"), settings), settings)
     generator = torch.Generator().manual_seed(1)
     for parameter in lora.parameters():
         if parameter.requires_grad:
@@ -282,7 +285,7 @@ def test_gradient_that_is_no_number_ends_the_run_before_it_harms(
 def assert_whole(b: Bench, step: int) -> None:
     """The run has just the checkpoint of `step`, with an adapter of numbers."""
     assert [c.step for c in b.run.checkpoints()] == [step]
-    base = models.load_base(str(b.run.folder.parent.parent / "models" / "tiny"), "16-bit")
+    base = models.load_base(str(b.run.folder.parent.parent / "models" / "tiny"), make_settings())
     loaded = models.load_adapter(base, b.run.checkpoints()[0].folder)
     assert all(p.isfinite().all() for p in loaded.parameters())
 
@@ -369,7 +372,7 @@ def test_result_loads_with_peft_alone_and_answers_alike(folders: Folders) -> Non
         without = base(input_ids=ids).logits
         plain = PeftModel.from_pretrained(base, str(run.folder)).eval()(input_ids=ids).logits
         last = run.checkpoints()[-1].folder
-        ours = models.load_adapter(models.load_base(str(folders.models / "tiny"), "16-bit"), last).eval()
+        ours = models.load_adapter(models.load_base(str(folders.models / "tiny"), make_settings()), last).eval()
         torch.testing.assert_close(plain, ours(input_ids=ids).logits, atol=0, rtol=0)
     assert not torch.allclose(plain, without, atol=1e-4)
 
@@ -381,6 +384,23 @@ def test_template_used_in_training_is_saved_with_the_adapter(folders: Folders) -
     assert "### Response:" in AutoTokenizer.from_pretrained(str(run.folder)).chat_template
     notes = [e.text for e in EventReader(run).read_new() if isinstance(e, Note)]
     assert "the template alpaca is used" in notes[0]
+
+
+def test_evaluation_leaves_the_gradient_of_a_4_bit_model_as_it_was(folders: Folders) -> None:
+    b = bench(folders, precision="4-bit", held_out_share=0.2)
+    examples = [b.data.train[n] for n in range(2)]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        b.lora.train()
+        b.lora.zero_grad()
+        b.trainer._loss_sum(examples).backward()
+        return {name: p.grad.clone() for name, p in b.lora.named_parameters() if p.grad is not None}
+
+    before = gradients()
+    b.trainer._evaluate()
+    after = gradients()
+    assert all(torch.allclose(before[name], after[name], rtol=1e-3, atol=1e-5) for name in before)
+    assert len(before) == len(adapter_of(b.lora))
 
 
 @pytest.mark.parametrize("precision", ["4-bit", "8-bit"])
@@ -419,3 +439,18 @@ def test_stop_does_not_wait_for_a_long_evaluation(folders: Folders, monkeypatch:
     assert b.trainer.train() is False
     assert [e.step for e in b.events(Evaluation)] == [0]
     assert [c.step for c in b.run.checkpoints()] == [1]
+
+
+def test_modules_trained_fully_are_resumed_in_all_their_bits(folders: Folders) -> None:
+    same: dict[str, Any] = {"precision": "16-bit", "train_fully": ["lm_head"], "save_every": 3, "evaluate_every": 0}
+    undisturbed = create_run(folders, make_settings(name="undisturbed", **same))
+    assert train_run(undisturbed, folders)
+    broken = create_run(folders, make_settings(name="broken", **same))
+    assert train_run(broken, folders)
+    for checkpoint in broken.checkpoints()[1:]:
+        shutil.rmtree(checkpoint.folder)
+    broken.set_state(Status.FAILED)
+    assert train_run(create_run(folders, make_settings(name="broken", if_exists="continue", **same)), folders)
+    ours, theirs = (load_file(run.folder / "adapter_model.safetensors") for run in (undisturbed, broken))
+    assert any("lm_head" in name and weight.dtype == torch.float32 for name, weight in ours.items())
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())

@@ -59,7 +59,7 @@ def work(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_run_to_its_end(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create_run(folders, make_settings(epochs=1))
     assert work(folders, run, monkeypatch) == 0
-    assert run.state().status is Status.DONE and run.has_adapter()
+    assert run.state().status is Status.DONE and run.has_result()
 
 
 def test_stopped_run(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

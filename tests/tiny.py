@@ -179,6 +179,7 @@ def make_folders(root: Path) -> Folders:
         presets=root / "presets",
         formats=root / "formats",
         templates=root / "templates",
+        hub_cache=root / "hub",
     )
     folders.make()
     shutil.copytree(Folders().templates, folders.templates, dirs_exist_ok=True)
@@ -206,6 +207,7 @@ def make_settings(**changes: Any) -> Settings:
     """Settings of a training of seconds on the tiny model."""
     values: dict[str, Any] = {
         "base_model": "tiny",
+        "precision": "32-bit",  # the same on every processor
         "name": "test",
         "dataset": "pairs.json",
         "batch_size": 4,

@@ -20,7 +20,8 @@ from training.parsing import parse_runnable
 from training.paths import Folders
 from training.presets import load_presets, values_of
 from training.runs import EventReader, Run, Status, find_run
-from training.settings import SettingInfo, describe
+from training.settings import Group
+from training.settings_info import SettingInfo, describe
 
 _POLL = 0.5  # seconds
 
@@ -53,7 +54,8 @@ def _add_flag(group: Any, info: SettingInfo) -> None:
     if info.kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
     elif info.kind is list:
-        group.add_argument(flag, nargs="+", metavar="MODULE" if info.choices else "FILE", help=text)
+        is_file = info.group in (Group.DATASET, Group.RAW_TEXT)
+        group.add_argument(flag, nargs="+", metavar="FILE" if is_file else "NAME", help=text)
     else:
         # All stays text here: the declaration checks it and says what is wrong in words.
         group.add_argument(flag, metavar=info.kind.__name__.upper(), help=text)

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from training.errors import UserError
 from training.paths import Folders, list_models
-from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Run, find_run
+from training.runs import (
+    ADAPTER_CONFIG,
+    CHECKPOINT_PREFIX,
+    Run,
+    find_run,
+    is_adapter,
+    is_whole_model,
+    list_runs,
+)
+from training.settings import Method, Settings
+
+METHODS: dict[str, Method] = {  # by PEFT's names for them
+    "LORA": "LoRA",
+    "VERA": "VeRA",
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "IA3": "IA3",
+    "PREFIX_TUNING": "prefix tuning",
+    "PROMPT_TUNING": "prompt tuning",
+    "P_TUNING": "P-tuning",
+}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An adapter that a training can start from: `name` is what `start_from` takes, `base` is empty where untold."""
+
+    name: str
+    base: str
 
 
 def base_of(folders: Folders, run: Run) -> str:
@@ -45,10 +75,61 @@ def adapter_folder(folders: Folders, name: str, step: int | None) -> Path:
     """Where a run's final adapter lies, or that of its checkpoint at `step`; raises UserError when it is gone."""
     run = find_run(folders, name)
     if step is None:
-        if not run.has_adapter():
-            raise UserError(f"'{run.name}' has no finished adapter: choose a checkpoint, or train it to the end.")
+        if not run.has_result():
+            raise UserError(f"'{run.name}' is not finished: choose a checkpoint, or train it to the end.")
         return run.folder
     for checkpoint in run.checkpoints():
-        if checkpoint.step == step and (checkpoint.folder / ADAPTER_WEIGHTS).is_file():
+        if checkpoint.step == step and (is_adapter(checkpoint.folder) or is_whole_model(checkpoint.folder)):
             return checkpoint.folder
     raise UserError(f"'{run.name}' has no checkpoint of step {step} any more: choose another.")
+
+
+def earlier_adapters(folders: Folders) -> list[Earlier]:
+    """The finished adapters and their checkpoints, newest first."""
+    found = []
+    for run in list_runs(folders):
+        names = [run.name] if is_adapter(run.folder) else []
+        names += [f"{run.name}/{c.folder.name}" for c in reversed(run.checkpoints()) if is_adapter(c.folder)]
+        try:
+            base = base_of(folders, run) if names else ""
+        except UserError:
+            base = ""
+        found += [Earlier(name, base) for name in names]
+    return found
+
+
+def earlier_adapter(folders: Folders, settings: Settings) -> Path:
+    """The folder of the adapter that `start_from` names.
+
+    Raises UserError when it is gone, its base is another, or it is to be continued and is of another method.
+    """
+    name, _, checkpoint = settings.start_from.partition("/")
+    step = checkpoint.removeprefix(CHECKPOINT_PREFIX)
+    if checkpoint and not step.isdigit():
+        raise UserError(f"Start from: '{checkpoint}' is no checkpoint: write it like my-lora/{CHECKPOINT_PREFIX}40.")
+    folder = adapter_folder(folders, name, int(step) if checkpoint else None)
+    if not is_adapter(folder):
+        raise UserError(
+            f"Start from: '{name}' is a whole model, no adapter: move its folder to models/ and train that."
+        )
+    base = base_of(folders, find_run(folders, name))
+    if Path(base).name != Path(settings.base_model).name:
+        raise UserError(
+            f"Start from: '{name}' was trained on {base} and fits no other: choose that base model, or start anew."
+        )
+    kind = str(adapter_config(folder).get("peft_type", ""))
+    method = METHODS.get(kind, kind)
+    if settings.start_as == "continue it" and method != settings.method:
+        raise UserError(f"Start from: '{name}' is of the method {method}, not {settings.method}: choose its method.")
+    return folder
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's adapter_config.json in a folder; raises UserError when it is damaged."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"The {ADAPTER_CONFIG} of '{folder.name}' is damaged: it is not JSON.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"The {ADAPTER_CONFIG} of '{folder.name}' is damaged: it holds no settings.")
+    return config

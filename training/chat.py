@@ -14,16 +14,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.adapters import adapter_folder
-from training.base_models import locate_base_model
+from training.base_models import local_base_model
 from training.errors import UserError
 from training.formats import Message
 from training.paths import Folders
-from training.runs import ADAPTER_WEIGHTS, find_run
+from training.runs import find_run, is_adapter
 from training.sampling import Sampling
-from training.settings import Precision
+from training.settings import Precision, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,9 +90,14 @@ class _Job:
 
 @dataclass
 class _Loaded:
-    """The model in memory; `written` is when its adapter was saved, which another training under its name changes."""
+    """The model in memory, with an adapter on it or not, and what it was made of.
 
-    what: ChatModel
+    `base` is where its weights come from and in which precision; `written` is when the adapter was saved, which another
+    training under its name changes.
+    """
+
+    base: tuple[str, Precision]
+    adapter: Path | None
     written: int
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -177,27 +183,41 @@ class Chat:
     def _load(self, job: _Job) -> _Loaded:
         """The model of the job: the one in memory, or its base with another adapter, or one loaded anew."""
         what = job.what
-        folder = adapter_folder(self._folders, what.adapter, what.checkpoint) if what.adapter else None
-        source = locate_base_model(self._folders, what.base_model)
-        written = (folder / ADAPTER_WEIGHTS).stat().st_mtime_ns if folder else 0
+        settings = self._settings(what)
+        source = local_base_model(self._folders, what.base_model, run_code=settings.trust_remote_code)
+        adapter = adapter_folder(self._folders, what.adapter, what.checkpoint) if what.adapter else None
+        if adapter and not is_adapter(adapter):  # full fine-tuning left a whole model
+            source, adapter = str(adapter) if job.with_adapter else source, None
+        base = source, what.precision
+        # A whole model changes its files' times too when another is trained under its name.
+        written = (adapter or Path(source)).stat().st_mtime_ns if adapter or Path(source).is_dir() else 0
         loaded = self._loaded
-        if loaded and (loaded.what, loaded.written) == (what, written):
+        if loaded and (loaded.base, loaded.adapter, loaded.written) == (base, adapter, written):
             return loaded
-        same_base = loaded and (loaded.what.base_model, loaded.what.precision) == (what.base_model, what.precision)
-        job.show(f"Loading {what.adapter if same_base and what.adapter else what.base_model} ...")
+        job.show(f"Loading {what.adapter if loaded and loaded.base == base and adapter else what.base_model} ...")
         from training import model as models
 
         # Forgotten until all has gone well: an adapter that fails halfway leaves its base unfit for use.
         self._loaded = None
-        if loaded and same_base:
-            base = loaded.model.unload() if loaded.what.adapter else loaded.model
-        else:
+        tokenizer = self._tokenizer(source, what)
+        model = models.without_adapter(loaded.model) if loaded and loaded.base == base else None
+        if model is None:
             loaded = None
             self._drop()
-            base = models.load_base(source, what.precision)
-        model = models.load_adapter(base, folder) if folder else base
-        self._loaded = _Loaded(what, written, model.eval(), self._tokenizer(source, what))
+            model = models.load_base(source, settings)
+        if adapter:
+            models.fit_embeddings(model, tokenizer)
+            model = models.load_adapter(model, adapter)
+        self._loaded = _Loaded(base, adapter, written, model.eval(), tokenizer)
         return self._loaded
+
+    def _settings(self, what: ChatModel) -> Settings:
+        """How to load: code of the model's own runs only where it was allowed to in the training."""
+        try:
+            trusted = bool(what.adapter) and find_run(self._folders, str(what.adapter)).settings().trust_remote_code
+        except UserError:
+            trusted = False  # the adapter comes from elsewhere
+        return Settings(precision=what.precision, trust_remote_code=trusted)
 
     def _tokenizer(self, source: str, what: ChatModel) -> PreTrainedTokenizerBase:
         """With the template of the training: the one saved with the adapter, else what the training would take."""
@@ -230,7 +250,7 @@ def _generate(loaded: _Loaded, job: _Job) -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     prompt = make_prompt(model, tokenizer, job.messages, job.sampling.max_tokens)
     alone: AbstractContextManager[Any] = nullcontext()
-    if job.what.adapter and not job.with_adapter:
+    if loaded.adapter and not job.with_adapter:
         alone = model.disable_adapter()
     job.show("Writing ...")
     with alone:

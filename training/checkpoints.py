@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from training.errors import UserError
-from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, Run
+from training.methods import TrainableModel
+from training.runs import ADAPTER_CONFIG, CHECKPOINT_PREFIX, MODEL_CONFIG, Checkpoint, Run, is_adapter, is_whole_model
 
 _STATE_FILE = "trainer_state.pt"
 _SPARE_BYTES = 64 * 2**20  # left free beside what a save needs
@@ -41,6 +42,7 @@ class Resumable:
     optimizer: Any
     scheduler: Any
     scaler: Any | None  # only float16 has one
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)  # those that the model's own files do not hold
 
     def state(self) -> dict[str, Any]:
         """All states and the random ones, as tensors and plain values only, so that loading them can run no code."""
@@ -49,6 +51,7 @@ class Resumable:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "weights": {name: weight.detach() for name, weight in self.weights.items()},
             "torch_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "python_random": [version, list(python_state), gauss],
@@ -58,6 +61,8 @@ class Resumable:
         """Take up what `state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        for name, weight in self.weights.items():
+            weight.data.copy_(state["weights"][name])
         self._take_rate_of_the_new_schedule()
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -77,12 +82,12 @@ class Resumable:
                 group["lr"] = base * share(step)
 
 
-def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: Progress) -> Checkpoint:
+def save_checkpoint(run: Run, model: TrainableModel, resumable: Resumable, progress: Progress) -> Checkpoint:
     """Write checkpoint-<step>; raises UserError when the disk is full."""
-    folder = run.folder / f"checkpoint-{progress.step}"
-    _check_room(run.folder, 4 * _adapter_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
+    folder = run.folder / f"{CHECKPOINT_PREFIX}{progress.step}"
+    _check_room(run.folder, 4 * _trained_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
     with _whole_folder(folder) as partial:
-        _save_adapter(model, partial)
+        _save_model(run, model, partial)
         # Into a file of Python's: of a full disk torch's own would only say that a position is unexpected.
         with (partial / _STATE_FILE).open("wb") as file:
             torch.save(resumable.state(), file)
@@ -91,7 +96,7 @@ def save_checkpoint(run: Run, model: PeftModel, resumable: Resumable, progress: 
 
 
 def load_checkpoint(checkpoint: Checkpoint, resumable: Resumable) -> Progress:
-    """Restore everything but the adapter, which `load_adapter` brings; raises UserError when the folder is damaged."""
+    """Restore everything but the model, which is loaded before; raises UserError when the folder is damaged."""
     try:
         state = torch.load(checkpoint.folder / _STATE_FILE, weights_only=True, map_location="cpu")
         resumable.load(state)
@@ -111,27 +116,49 @@ def delete_old_checkpoints(run: Run, keep_last: int) -> None:
         shutil.rmtree(doomed)
 
 
-def save_result(run: Run, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_result(run: Run, model: TrainableModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the adapter and the tokenizer, with the template used in training, into the run folder, each file whole."""
-    _check_room(run.folder, _adapter_bytes(model))
+    _check_room(run.folder, _trained_bytes(model))
     partial = run.folder / ".result.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    _save_adapter(model, partial)
+    _save_model(run, model, partial)
     tokenizer.save_pretrained(str(partial))
     _flush(partial)
     # The config goes last: readers take a folder without it for one without an adapter.
-    for file in sorted(partial.iterdir(), key=lambda p: p.name == ADAPTER_CONFIG):
+    for file in sorted(partial.iterdir(), key=lambda p: p.name in (ADAPTER_CONFIG, MODEL_CONFIG)):
         if file.is_dir():  # a folder, such as that of a tokenizer's further templates, replaces no full one
             shutil.rmtree(run.folder / file.name, ignore_errors=True)
         file.replace(run.folder / file.name)
     partial.rmdir()
 
 
-def _save_adapter(model: PeftModel, folder: Path) -> None:
-    # "auto" would ask the Hub whether the vocabulary has grown; Graft does not grow it.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise RuntimeError(f"PEFT wrote no {ADAPTER_WEIGHTS}")
+def initial_adapter(run: Run) -> Path:
+    """Where a run keeps what its adapter began with, if that was taken out of the base's weights."""
+    return run.folder / "initial-adapter"
+
+
+def save_initial_adapter(run: Run, model: PeftModel) -> None:
+    """Keep what the adapter begins with, so that each save can be told as a change to the untouched base."""
+    config = model.peft_config["default"]
+    begins_with, config.init_lora_weights = config.init_lora_weights, True  # PEFT's conversion asks for it so
+    model.save_pretrained(str(initial_adapter(run)), save_embedding_layers=False)
+    config.init_lora_weights = begins_with
+
+
+def _save_model(run: Run, model: TrainableModel, folder: Path) -> None:
+    if isinstance(model, PeftModel):
+        initial = initial_adapter(run)
+        # "auto" would ask the Hub whether the vocabulary has grown; where it has, the embeddings are trained fully.
+        with torch.random.fork_rng():  # the conversion draws numbers, and saving must not change what follows
+            model.save_pretrained(
+                str(folder),
+                save_embedding_layers=False,
+                path_initial_model_for_weight_conversion=str(initial) if initial.is_dir() else None,
+            )
+    else:
+        model.save_pretrained(str(folder))
+    if not (is_adapter(folder) or is_whole_model(folder)):
+        raise RuntimeError("the library wrote no weights")
 
 
 @contextmanager
@@ -156,7 +183,7 @@ def _flush(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _adapter_bytes(model: PeftModel) -> int:
+def _trained_bytes(model: TrainableModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from training.adapters import base_of
+from training.adapters import METHODS, base_of
 from training.errors import SettingsError, UserError
 from training.formats import FORMAT_FILE_SUFFIX
 from training.parsing import parse
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
 from training.runs import ADAPTER_CONFIG, SETTINGS_FILE, Run
-from training.settings import ALL_LINEAR, Settings, TargetModule
+from training.settings import ALL_LINEAR, Initialization, Settings
 
 OLD_SETTINGS_FILE = "training_parameters.json"
 _SAME_MEANING = {  # text-generation-webui's name: Graft's
@@ -48,11 +48,12 @@ class Copied:
 def copy_settings(folders: Folders, run: Run) -> Copied:
     """The settings of an earlier LoRA, from its files; raises UserError when it has none that can be read."""
     if (run.folder / SETTINGS_FILE).is_file():
-        return Copied(run.settings())
+        return _without_consent(run.settings())
     if (run.folder / OLD_SETTINGS_FILE).is_file():
         values, notes = _from_old_page(folders, run)
     elif (run.folder / ADAPTER_CONFIG).is_file():
-        values, notes = _from_adapter(folders, run), ["Only its LoRA settings are known; the others are the defaults."]
+        values, notes = _from_adapter(folders, run)
+        notes = [*notes, "Only its LoRA settings are known; the others are the defaults."]
     else:
         raise UserError(f"'{run.name}' has no settings to copy.")
     return _with_defaults_for_wrong(values, notes)
@@ -61,12 +62,12 @@ def copy_settings(folders: Folders, run: Run) -> Copied:
 def _from_old_page(folders: Folders, run: Run) -> tuple[dict[str, Any], list[str]]:
     """Translate a training_parameters.json of text-generation-webui."""
     old = _read_json(run.folder / OLD_SETTINGS_FILE)
-    values = _from_adapter(folders, run) if (run.folder / ADAPTER_CONFIG).is_file() else {}
+    values, notes = _from_adapter(folders, run) if (run.folder / ADAPTER_CONFIG).is_file() else ({}, [])
     values |= {new: old[name] for name, new in _SAME_MEANING.items() if name in old}
     values["name"] = str(old.get("lora_name") or run.name)
     values["train_on"] = "answers" if old.get("train_only_after") else "everything"
     values["held_out_share"] = 0.0  # it had no such thing
-    ticked = [module for module in get_args(TargetModule) if old.get(f"{module}_en")]
+    ticked = [name.removesuffix("_en") for name, ticked in old.items() if name.endswith("_proj_en") and ticked]
     # Before there were tick boxes it trained these two.
     values["target_modules"] = ticked or values.get("target_modules") or ["q_proj", "v_proj"]
     if "newline_favor_len" in old:  # it counted characters
@@ -80,7 +81,6 @@ def _from_old_page(folders: Folders, run: Run) -> tuple[dict[str, Any], list[str
     values["evaluation_file"] = _data_file_name(folders, old.get("eval_dataset"), DATASET_SUFFIXES)
     if values["raw_text"]:
         values["dataset"] = ""
-    notes = []
     if old.get("format") not in (None, "", "None"):
         format_file = f"{old['format']}{FORMAT_FILE_SUFFIX}"
         if (folders.formats / format_file).is_file():
@@ -102,20 +102,60 @@ def _data_file_name(folders: Folders, old_name: Any, suffixes: tuple[str, ...]) 
     return f"{old_name}{suffixes[0]}"
 
 
-def _from_adapter(folders: Folders, run: Run) -> dict[str, Any]:
-    """What an adapter_config.json of PEFT tells."""
+def _without_consent(settings: Settings) -> Copied:
+    """To let a model's own code run is decided for each training anew."""
+    if not settings.trust_remote_code:
+        return Copied(settings)
+    label = Settings.model_fields["trust_remote_code"].title
+    note = f"'{label}' is not taken over: tick it again if you still trust the model's publisher."
+    return Copied(settings.model_copy(update={"trust_remote_code": False}), [note])
+
+
+def _from_adapter(folders: Folders, run: Run) -> tuple[dict[str, Any], list[str]]:
+    """What an adapter_config.json of PEFT tells, of whichever method it is."""
     config = _read_json(run.folder / ADAPTER_CONFIG)
-    modules = config.get("target_modules")
-    known = [m for m in get_args(TargetModule) if isinstance(modules, list) and m in modules]
+    kind = str(config.get("peft_type") or "LORA")
     values = {
         "name": run.name,
         "base_model": base_of(folders, run) if config.get("base_model_name_or_path") else None,
+        "method": METHODS.get(kind),
         "lora_rank": config.get("r"),
-        "lora_alpha": config.get("lora_alpha"),
-        "lora_dropout": config.get("lora_dropout"),
-        "target_modules": known or [ALL_LINEAR],
+        "lora_alpha": config.get("lora_alpha", config.get("alpha")),
+        "lora_dropout": config.get("lora_dropout", config.get("vera_dropout", config.get("rank_dropout"))),
+        "rank_stabilized": config.get("use_rslora"),
+        "dora": config.get("use_dora"),
+        "initialization": _initialization(config.get("init_lora_weights")),
+        "virtual_tokens": config.get("num_virtual_tokens"),
+        "layer_range": _layer_range(config.get("layers_to_transform")),
+        "rank_pattern": _pattern(config.get("rank_pattern")),
+        "alpha_pattern": _pattern(config.get("alpha_pattern")),
+        "train_fully": config.get("modules_to_save"),
+        **_target_modules(config.get("target_modules")),
     }
-    return {name: value for name, value in values.items() if value not in (None, "")}
+    notes = [] if kind in METHODS else [f"Its method, {kind}, is none of Graft's: LoRA takes its place."]
+    return {name: value for name, value in values.items() if value not in (None, "")}, notes
+
+
+def _initialization(told: Any) -> str | None:
+    """Graft's name for it; PEFT writes a number of rounds behind PiSSA's."""
+    by_name = {name.lower(): name for name in get_args(Initialization)}
+    return by_name.get(str(told).lower().split("_")[0])
+
+
+def _target_modules(told: Any) -> dict[str, Any]:
+    """Names are ticks, in the order of the alphabet because PEFT keeps none; a text is a regular expression."""
+    if isinstance(told, str) and told and told != ALL_LINEAR:
+        return {"target_pattern": told}
+    return {"target_modules": sorted(map(str, told)) if isinstance(told, list) and all(told) and told else [ALL_LINEAR]}
+
+
+def _layer_range(told: Any) -> str:
+    layers = [told] if isinstance(told, int) else told
+    return ", ".join(map(str, layers)) if isinstance(layers, list) else ""
+
+
+def _pattern(told: Any) -> str:
+    return ", ".join(f"{name}={value}" for name, value in told.items()) if isinstance(told, dict) else ""
 
 
 def _with_defaults_for_wrong(values: dict[str, Any], notes: list[str]) -> Copied:

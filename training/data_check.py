@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from training.base_models import context_length, cutoff_warning, locate_base_model
+from training.base_models import context_length, cutoff_warning, local_base_model
 from training.data import Count, PreparedData, inspect, set_template
 from training.data_report import DataReport, make_report
-from training.model import load_tokenizer
+from training.earlier import training_tokenizer
 from training.paths import Folders
 from training.prepared import Record
 from training.settings import Settings
@@ -94,8 +94,8 @@ class DataCheck:
 
 def check_data(settings: Settings, folders: Folders, count: Count = lambda _: None) -> DataCheck:
     """Prepare the data as training would, and keep it for a look; raises UserError for data that cannot be read."""
-    source = locate_base_model(folders, settings.base_model)
-    tokenizer = load_tokenizer(source)
+    source = local_base_model(folders, settings.base_model, run_code=settings.trust_remote_code)
+    tokenizer = training_tokenizer(source, settings, folders)
     about_template = set_template(tokenizer, settings, folders)
     notes = [cutoff_warning(settings, source), "" if settings.raw_text else about_template]
     data = inspect(settings, folders, tokenizer, count)

@@ -1,4 +1,4 @@
-"""Loads a base model and its tokenizer, and attaches a LoRA to it."""
+"""Loads base models, tokenizers and what was trained of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import psutil
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from huggingface_hub.errors import StrictDataclassError
+from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,9 +21,13 @@ from transformers import (
 )
 
 from training.errors import UserError
+from training.methods import in_float32, make_ready
+from training.model_facts import read_config
+from training.modules import NEVER_CALLED
 from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from training.settings import ALL_LINEAR, Settings
+from training.settings import FULL, Precision, Settings
 
+_LOADING_FAILS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 log = logging.getLogger(__name__)
 
 
@@ -31,17 +38,21 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def compute_dtype() -> torch.dtype:
-    """bfloat16 where the GPU has it, float16 on older GPUs, float32 on the CPU, where the short types are slower."""
-    if not torch.cuda.is_available():
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """What is computed in: bfloat16 where the device has it, else float16 on a GPU and float32 on a processor."""
+    if precision == "32-bit":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    # Processors without such instructions compute the short types several times slower.
+    has_it = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_it else torch.float32
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or of a Hub name; raises UserError when there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("tokenizer", source, error) from error
     if tokenizer.eos_token is None:
@@ -51,18 +62,24 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(source: str, precision: str) -> PreTrainedModel:
-    """The frozen base model on the device, in 16, 8 or 4 bits; raises UserError when it cannot be loaded."""
+def load_base(source: str, settings: Settings) -> PreTrainedModel:
+    """The frozen base model on the device, in the asked precision; raises UserError when it cannot be loaded.
+
+    For full fine-tuning in float32, since what is trained stays in 32 bits.
+    """
+    dtype = torch.float32 if settings.method == FULL else compute_dtype(settings.precision)
+    quantization = _quantization(settings, read_config(Path(source), Path(source).name).get("model_type", ""))
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=compute_dtype(),
+            dtype=dtype,
             device_map={"": device()},
             use_safetensors=True,
             output_loading_info=True,
-            **_quantization(precision),
+            trust_remote_code=settings.trust_remote_code,
+            **quantization,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except _LOADING_FAILS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise _cannot_load("model", source, error) from error
@@ -72,24 +89,52 @@ def load_base(source: str, precision: str) -> PreTrainedModel:
             f"Base model: '{Path(source).name}' lacks {len(report['missing_keys'])} of its weights, so it is no whole "
             "language model: copy or download it again, or choose another."
         )
+    # The library leaves layers of a class of their own as they are, without a word.
+    if quantization and not any(isinstance(m, Linear4bit | Linear8bitLt) for m in model.modules()):
+        raise UserError(
+            f"Load in: the layers of '{Path(source).name}' cannot be loaded in {settings.precision}: choose 16-bit."
+        )
+    _keep_unpacked(model)
     model.requires_grad_(False)
     return model
 
 
-def _quantization(precision: str) -> dict[str, BitsAndBytesConfig]:
-    """How QLoRA loads its base: NF4 with double quantization (Dettmers et al., 2023), or LLM.int8().
+def _quantization(settings: Settings, model_type: str) -> dict[str, BitsAndBytesConfig]:
+    """How QLoRA loads its base (Dettmers et al., 2023), or LLM.int8().
 
     Empty for 16-bit: an explicit None would hide that a model was saved quantized, and its weights would be misread.
     """
-    if precision == "4-bit":
+    if settings.precision == "4-bit":
         config = BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_quant_type=settings.quantization_type.lower(),
+            bnb_4bit_use_double_quant=settings.double_quantization,
+            bnb_4bit_compute_dtype=compute_dtype(settings.precision),
         )
-        return {"quantization_config": config}
-    return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)} if precision == "8-bit" else {}
+    elif settings.precision == "8-bit":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        return {}
+    skipped = NEVER_CALLED.get(model_type)
+    if skipped:  # the head stays in 16 bits as well, which naming others would end
+        config.llm_int8_skip_modules = [*skipped, "lm_head"]
+    return {"quantization_config": config}
+
+
+def _keep_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation, as it does on newer processors.
+
+    Such weights pass no gradient on, so that all layers but the last would learn wrongly, and PEFT misreads them.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model a row for each of the tokenizer's tokens, where tokens were added."""
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
 
 
 def _cannot_load(what: str, source: str, error: Exception) -> UserError:
@@ -103,25 +148,6 @@ def _cannot_load(what: str, source: str, error: Exception) -> UserError:
     return UserError(f"Base model: the {what} in '{Path(source).name}' could not be loaded ({first_line}).")
 
 
-def attach_lora(model: PreTrainedModel, settings: Settings) -> PeftModel:
-    """A new, untrained LoRA on the chosen layers, in float32; raises UserError when the model has none of them."""
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=ALL_LINEAR if settings.target_modules == [ALL_LINEAR] else list(settings.target_modules),
-    )
-    try:
-        peft_model = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"Target modules: this base model has no layers called {', '.join(settings.target_modules)}: "
-            "choose all-linear."
-        ) from error
-    return peft_model
-
-
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The adapter in `folder` on the base model; raises UserError when it is missing, damaged or for another base."""
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -132,7 +158,15 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
             "Only these weights are loaded, because other kinds can run code."
         )
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)
+        make_ready(model, PeftConfig.from_pretrained(str(folder)))
+        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)
+        if trainable and loaded.active_peft_config.modules_to_save:
+            # Made as copies of the base's, they are of its short type: widened first, what was trained comes in whole.
+            in_float32(loaded)
+            set_peft_model_state_dict(loaded, load_peft_weights(str(folder), device="cpu"))
+        return loaded
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(
             f"The adapter in '{folder.name}' is damaged: delete the folder {folder} and use an earlier checkpoint."
@@ -144,6 +178,18 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         raise UserError(
             f"The adapter in '{folder.name}' does not fit this base model: choose the base model it was trained on."
         ) from error
+
+
+def without_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel | None:
+    """The base model as it was before the adapter; nothing where the adapter has changed it for good."""
+    if not isinstance(model, PeftModel):
+        return model
+    config = model.active_peft_config
+    if config.modules_to_save:  # the embeddings may have grown, and PEFT leaves the trained modules in their places
+        return None
+    base = model.get_base_model() if config.is_prompt_learning else model.unload()
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 def memory_in_use() -> int:

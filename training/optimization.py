@@ -7,18 +7,22 @@ import tempfile
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from training.errors import UserError
-from training.settings import Settings
+from training.methods import TrainableModel
+from training.settings import FOLLOW_EVALUATION, Settings
 
 # What these schedules need besides the number of steps; the share of the highest rate that is left at the end.
 _FINAL_RATE_SHARE = 0.1
+_GREEDY_RANGE = 10.0  # times the learning rate, up and down
 _RESTART_CYCLES = 3  # one alone would be the plain cosine
 _WARMUP_STABLE_DECAY_SHARE = 0.2  # of all steps are spent on the decay
 
 
-def make_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(model: TrainableModel, settings: Settings) -> torch.optim.Optimizer:
     """The chosen optimizer over the trainable parameters; raises UserError when this computer cannot run it."""
     if settings.optimizer.startswith("paged") and not torch.cuda.is_available():
         raise UserError(
@@ -39,9 +43,20 @@ def make_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.Op
                 f"Optimizer: {settings.optimizer} is not available here ({error}): choose adamw_torch."
             ) from error
     # Adafactor's own defaults scale the rate by step and weight; the form's learning rate is meant as it stands.
-    optimizer = optimizer_class(
-        [p for p in model.parameters() if p.requires_grad], weight_decay=settings.weight_decay, **options
-    )
+    if settings.method == "LoRA" and settings.lora_plus_ratio > 1 and isinstance(model, PeftModel):
+        rate = options.pop("lr")
+        optimizer = create_loraplus_optimizer(
+            model,
+            optimizer_class,
+            lr=rate,
+            loraplus_lr_ratio=settings.lora_plus_ratio,
+            loraplus_weight_decay=settings.weight_decay,
+            loraplus_lr_embedding=rate,  # of embeddings that are trained fully
+            **options,
+        )
+    else:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = optimizer_class(trained, weight_decay=settings.weight_decay, **options)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
 
@@ -58,6 +73,10 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
         specific["num_cycles"] = _RESTART_CYCLES
     if settings.scheduler == "reduce_lr_on_plateau":
         specific.update(factor=0.5, patience=1)  # its own patience of 10 evaluations outlasts most trainings
+    if settings.scheduler == "greedy":
+        # Its own bounds, 0.001 and 1, are far above the rates of adapters; its patience is counted in evaluations.
+        rate = settings.learning_rate
+        specific.update(patience=1, min_lr=rate / _GREEDY_RANGE, max_lr=rate * _GREEDY_RANGE)
     if settings.scheduler == "polynomial":
         specific["lr_end"] = 0.0  # its own is 1e-7, which a very low learning rate is not above
     if settings.scheduler == "inverse_sqrt":
@@ -74,7 +93,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, total_s
 
 def warmup_steps(settings: Settings, total_steps: int) -> int:
     """Steps of warm-up: `warmup` below 1 is a share of all steps, otherwise it is their number; never all of them."""
-    if settings.scheduler in ("constant", "reduce_lr_on_plateau"):
+    if settings.scheduler in ("constant", *FOLLOW_EVALUATION):
         return 0
     steps = settings.warmup * total_steps if settings.warmup < 1 else settings.warmup
     # The first has a rate of 0: a training of one step would learn nothing.

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from training.errors import SettingsError
-from training.settings import Settings, with_labels
+from training.settings import Settings
+from training.settings_info import with_labels
 
 
 def parse(values: dict[str, Any]) -> Settings:
@@ -20,7 +21,7 @@ def parse(values: dict[str, Any]) -> Settings:
         for detail in error.errors():
             cause = detail.get("ctx", {}).get("error")
             if isinstance(cause, SettingsError):
-                problems |= cause.problems
+                problems |= with_labels(cause.problems)
             elif not detail["loc"]:
                 problems[""] = "These are no settings: they must be an object with a value for each setting's name."
             else:

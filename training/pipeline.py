@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from training import data, model
+from training.adapters import earlier_adapter
 from training.base_models import cutoff_warning, locate_base_model
-from training.checkpoints import save_result
-from training.events import Note, Preparing
+from training.batches import collate
+from training.checkpoints import save_initial_adapter, save_result
+from training.earlier import training_tokenizer
+from training.events import Downloading, Note, Preparing
+from training.hub import DownloadStopped, Wanted, download
+from training.loading import add_method, prepare_base
+from training.merging import merge
+from training.methods import CHANGES_BASE, TrainableModel, initialize, is_saved_otherwise
+from training.modules import has_fused_experts
 from training.paths import Folders, write_atomically
 from training.receipt import data_has_changed, make_receipt
 from training.runs import Checkpoint, Run, Status
-from training.settings import Settings
+from training.settings import FULL, Settings
 from training.trainer import Trainer
 
 _FEW_STEPS = 10  # with a warm-up among them, fewer leave no trace
 _SECONDS_BETWEEN_COUNTS = 2.0
+_EXPERTS = (
+    "The experts of this model are neither trained nor loaded in fewer bits: the adapter is on its other layers only."
+)
+_EXAMPLES_FOR_EVA = 64  # what they span changes little after
 log = logging.getLogger(__name__)
 
 
 def train_run(run: Run, folders: Folders) -> bool:
     """Train the run, or go on with it; returns whether it came to its end, raises UserError for what can be mended."""
     settings = run.settings()
-    source = locate_base_model(folders, settings.base_model)
-    if source == settings.base_model:
-        run.append(Note(text=f"{source} is not in models/: it is downloaded first, unless that was done before."))
+    try:
+        source = _base_model(run, folders)
+    except DownloadStopped:
+        return False
+    if settings.start_from and settings.start_as == "merge it into the base":
+        settings, source = _merged_base(run, folders, source)
     set_seed(settings.seed)
-    tokenizer = model.load_tokenizer(source)
+    tokenizer = training_tokenizer(source, settings, folders)
+    earlier = earlier_adapter(folders, settings) if settings.start_from else None
     if warning := cutoff_warning(settings, source):
         run.append(Note(level="warning", text=warning))
     try:
@@ -40,13 +58,16 @@ def train_run(run: Run, folders: Folders) -> bool:
     log.info("%d examples to train on, %d held out", len(prepared.train), len(prepared.evaluation))
 
     checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
-    lora = _load_model(settings, source, checkpoint)
-    trainer = Trainer(run, settings, lora, prepared, int(tokenizer.pad_token_id))
+    trainable = _load_model(run, source, tokenizer, checkpoint, earlier)
+    pad_token_id = int(tokenizer.pad_token_id)
+    if not checkpoint and not earlier:
+        _initialize(run, trainable, source, prepared, pad_token_id)
+    trainer = Trainer(run, settings, trainable, prepared, pad_token_id)
     if checkpoint and data_has_changed(run, prepared):
         run.append(
             Note(level="warning", text="The data has changed since this run began: it goes on with the new data.")
         )
-    receipt = make_receipt(settings, lora, tokenizer, prepared, trainer.schedule)
+    receipt = make_receipt(settings, trainable, tokenizer, prepared, trainer.schedule)
     receipt.continued_from_step = checkpoint.step if checkpoint else None
     write_atomically(run.receipt_file, receipt.model_dump_json(indent=2))
     if trainer.schedule.total_steps < _FEW_STEPS:
@@ -56,8 +77,38 @@ def train_run(run: Run, folders: Folders) -> bool:
     finished = trainer.train(checkpoint)
     if trainer.steps_done:
         run.set_state(Status.SAVING)
-        save_result(run, lora, tokenizer)
+        save_result(run, trainable, tokenizer)
     return finished
+
+
+def _base_model(run: Run, folders: Folders) -> str:
+    """The folder of the base model, which is downloaded where it is not on this computer yet."""
+    settings = run.settings()
+    source = locate_base_model(folders, settings.base_model, run_code=settings.trust_remote_code)
+    if source != settings.base_model:
+        return source
+    run.append(Note(text=f"{source} is not on this computer: it is downloaded first."))
+    said_at = -math.inf
+
+    def report(done: int, total: int, file: str) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at >= _SECONDS_BETWEEN_COUNTS:
+            run.append(Downloading(done=done, total=total))
+            said_at = time.monotonic()
+
+    wanted = Wanted(source, with_code=settings.trust_remote_code, cache_dir=folders.hub_cache)
+    return download(wanted, report, run.stop_requested)
+
+
+def _merged_base(run: Run, folders: Folders, source: str) -> tuple[Settings, str]:
+    """The settings with the merged model as their base, which are the run's from now on; and where that model is."""
+    settings = run.settings()
+    run.append(Note(text=f"'{settings.start_from}' is merged into {settings.base_model} first."))
+    folder = merge(folders, source, settings)
+    settings = settings.model_copy(update={"base_model": folder.name, "start_from": ""})
+    run.write_settings(settings)
+    run.append(Note(text=f"The sum is the base model {folder.name} in models/; the new LoRA belongs to that."))
+    return settings, str(folder)
 
 
 def _few_steps(count: int) -> str:
@@ -92,10 +143,36 @@ def _prepare_data(
     return prepared
 
 
-def _load_model(settings: Settings, source: str, checkpoint: Checkpoint | None) -> PeftModel:
-    base = model.load_base(source, settings.precision)
-    if settings.gradient_checkpointing:
-        base.activation_checkpointing_enable()
-    if checkpoint:
+def _load_model(
+    run: Run, source: str, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint | None, earlier: Path | None
+) -> TrainableModel:
+    """What is trained: new, as an earlier adapter left it, or as the run's own checkpoint did."""
+    settings = run.settings()
+    is_whole = settings.method == FULL
+    base = prepare_base(str(checkpoint.folder) if checkpoint and is_whole else source, tokenizer, settings)
+    if not is_whole and has_fused_experts(base):
+        run.append(Note(text=_EXPERTS))
+    if checkpoint and not is_whole and not is_saved_otherwise(settings):
         return model.load_adapter(base, checkpoint.folder, trainable=True)
-    return model.attach_lora(base, settings)
+    trainable, notes = add_method(base, settings, earlier)
+    for note in notes:
+        run.append(Note(text=note))
+    return trainable
+
+
+def _initialize(
+    run: Run, trainable: TrainableModel, source: str, prepared: data.PreparedData, pad_token_id: int
+) -> None:
+    """What a new adapter begins with, where that is more than random numbers."""
+    settings = run.settings()
+    if not isinstance(trainable, PeftModel) or settings.method != "LoRA":
+        return
+    if settings.initialization in ("EVA", "LoftQ"):
+        run.append(Note(text=f"The LoRA is initialized with {settings.initialization} first."))
+        examples = [prepared.train[n] for n in range(min(len(prepared.train), _EXAMPLES_FOR_EVA))]
+        size = settings.micro_batch_size
+        batches = (collate(examples[n : n + size], pad_token_id, model.device()) for n in range(0, len(examples), size))
+        inputs = ({name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches)
+        initialize(trainable, settings, source, inputs)
+    if settings.initialization in CHANGES_BASE:
+        save_initial_adapter(run, trainable)

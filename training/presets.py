@@ -28,6 +28,9 @@ class Preset(BaseModel):
 # What is the user's own choice; a preset leaves it alone unless it names it.
 _LEFT_ALONE = (
     "base_model",
+    "trust_remote_code",
+    "start_from",
+    "start_as",
     "name",
     "if_exists",
     "dataset",
@@ -35,6 +38,7 @@ _LEFT_ALONE = (
     "data_format",
     "chat_template",
     "evaluation_file",
+    "new_tokens",
     "seed",
 )
 

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from peft import PeftModel
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from training.data import PreparedData
+from training.methods import TrainableModel, parameter_counts
 from training.model import compute_dtype
 from training.optimization import warmup_steps
 from training.runs import Run
@@ -59,11 +59,15 @@ def data_has_changed(run: Run, prepared: PreparedData) -> bool:
 
 
 def make_receipt(
-    settings: Settings, lora: PeftModel, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData, schedule: Schedule
+    settings: Settings,
+    model: TrainableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: PreparedData,
+    schedule: Schedule,
 ) -> Receipt:
     """The receipt of a training that is about to start."""
-    trainable, total = lora.get_nb_trainable_parameters()
-    config = lora.get_base_model().config
+    trainable, total = parameter_counts(model)
+    config = model.config
     return Receipt(
         settings=settings.model_dump(mode="json"),
         data=[asdict(source) for source in prepared.all_sources],
@@ -77,7 +81,7 @@ def make_receipt(
         gradient_accumulation=-(-settings.batch_size // settings.micro_batch_size),
         trainable_parameters=trainable,
         all_parameters=total,
-        compute_precision=str(compute_dtype()).removeprefix("torch."),
+        compute_precision=str(compute_dtype(settings.precision)).removeprefix("torch."),
         attention=str(config._attn_implementation),
         base_model_hash=vars(config).get("_commit_hash"),
         chat_template=str(tokenizer.chat_template),

@@ -22,7 +22,9 @@ from training.settings import Settings
 SETTINGS_FILE = "settings.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+MODEL_CONFIG = "config.json"
+CHECKPOINT_PREFIX = "checkpoint-"
+_CHECKPOINT = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
 # What may differ when a run goes on: none of it changes what was learnt so far.
 _MAY_CHANGE = {
     "if_exists",
@@ -71,6 +73,16 @@ class Checkpoint:
     folder: Path
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether PEFT's files of an adapter lie in a folder."""
+    return (folder / ADAPTER_WEIGHTS).is_file() and (folder / ADAPTER_CONFIG).is_file()
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Whether a folder holds a model with all of its weights, as full fine-tuning leaves it."""
+    return (folder / MODEL_CONFIG).is_file() and any(folder.glob("model*.safetensors"))
+
+
 class Run:
     """One training and its folder."""
 
@@ -101,7 +113,7 @@ class Run:
         try:
             return State.model_validate_json(self._state_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            if self.has_adapter():
+            if self.has_result():
                 return State(status=Status.DONE)
             return State(status=Status.FAILED, cause="It is empty.")
         except (ValidationError, UnicodeDecodeError):
@@ -151,12 +163,13 @@ class Run:
     def stop_requested(self) -> bool:
         return self._stop_file.exists()
 
-    def has_adapter(self) -> bool:
-        return (self.folder / ADAPTER_WEIGHTS).is_file() and (self.folder / ADAPTER_CONFIG).is_file()
+    def has_result(self) -> bool:
+        """Whether what was trained is there: an adapter, or a whole model."""
+        return is_adapter(self.folder) or is_whole_model(self.folder)
 
     def checkpoints(self) -> list[Checkpoint]:
         """The complete checkpoints, oldest first."""
-        found = ((_CHECKPOINT.fullmatch(p.name), p) for p in self.folder.glob("checkpoint-*") if p.is_dir())
+        found = ((_CHECKPOINT.fullmatch(p.name), p) for p in self.folder.glob(f"{CHECKPOINT_PREFIX}*") if p.is_dir())
         return sorted((Checkpoint(int(m[1]), p) for m, p in found if m), key=lambda c: c.step)
 
     def log_tail(self, lines: int = 30, max_bytes: int = 16_384) -> str:
@@ -289,7 +302,7 @@ def continue_run(run: Run, settings: Settings) -> Run:
 
 
 def _is_worth_keeping(run: Run) -> bool:
-    return run.state().status.active or run.has_adapter() or bool(run.checkpoints()) or not run.is_graft()
+    return run.state().status.active or run.has_result() or bool(run.checkpoints()) or not run.is_graft()
 
 
 def _set_aside(run: Run) -> None:

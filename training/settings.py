@@ -6,12 +6,11 @@ A new setting is one declaration plus the line that uses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from enum import StrEnum
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from training import formats
 from training.errors import SettingsError, UserError
@@ -26,21 +25,26 @@ class Group(StrEnum):
     """The part of the form in which a setting stands; the value is its heading."""
 
     MODEL = "Model"
+    START = "Start from an earlier LoRA"
     NAME = "Name"
     DATASET = "Formatted dataset"
     RAW_TEXT = "Raw text file"
     EVALUATION = "Evaluation"
     TRAINING = "Training"
-    LORA = "LoRA"
+    METHOD = "Method"
     TARGETS = "Target modules"
     ADVANCED = "Advanced"
     SAVING = "Saving and stopping"
 
 
-# Llama, Mistral, Qwen, Gemma and their kin name their linear layers so.
-TargetModule = Literal["all-linear", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IfExists = Literal["new version", "continue", "overwrite"]
-Precision = Literal["16-bit", "8-bit", "4-bit"]
+Precision = Literal["32-bit", "16-bit", "8-bit", "4-bit"]
+QuantizationType = Literal["NF4", "FP4"]
+Method = Literal[
+    "LoRA", "VeRA", "LoHa", "LoKr", "IA3", "prefix tuning", "prompt tuning", "P-tuning", "full fine-tuning"
+]
+Initialization = Literal["default", "gaussian", "orthogonal", "PiSSA", "OLoRA", "LoftQ", "EVA"]
+StartAs = Literal["continue it", "merge it into the base"]
 TrainOn = Literal["answers", "last answer", "everything"]
 TooLong = Literal["drop the example", "cut its end", "keep the last turns"]
 Scheduler = Literal[
@@ -55,24 +59,57 @@ Scheduler = Literal[
     "inverse_sqrt",
     "warmup_stable_decay",
     "reduce_lr_on_plateau",
+    "greedy",
 ]
+# Those of transformers that need no further package.
 Optimizer = Literal[
     "adamw_torch",
     "adamw_torch_fused",
     "adamw_8bit",
     "paged_adamw_8bit",
     "paged_adamw_32bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_8bit",
+    "paged_ademamix_32bit",
+    "lion_8bit",
     "lion_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
     "adafactor",
     "rmsprop",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
     "adagrad",
     "sgd",
 ]
+FOLLOW_EVALUATION: tuple[Scheduler, ...] = ("reduce_lr_on_plateau", "greedy")
+LORA: tuple[Method, ...] = ("LoRA",)
+_RANKED: tuple[Method, ...] = ("LoRA", "VeRA", "LoHa", "LoKr")
+_SCALED: tuple[Method, ...] = ("LoRA", "LoHa", "LoKr")
+ON_MODULES: tuple[Method, ...] = (*_RANKED, "IA3")  # the others have no modules to choose
+PROMPT_METHODS: tuple[Method, ...] = ("prefix tuning", "prompt tuning", "P-tuning")
+FULL: Method = "full fine-tuning"
+_LAYERS = re.compile(r"\s*\d+\s*(-\s*\d+\s*)?(,\s*\d+\s*(-\s*\d+\s*)?)*")
+_PATTERNS = re.compile(r"\s*[^\s=,]+\s*=\s*\d+\s*(,\s*[^\s=,]+\s*=\s*\d+\s*)*")
 
 
-def setting(default: Any, label: str, help: str, group: Group, *, choices: tuple[str, ...] = (), **bounds: Any) -> Any:
-    """A pydantic field that also says how it is shown. `choices` is for values known to another module only."""
-    extra: dict[str, Any] = {"group": group, "choices": list(choices)}
+def setting(
+    default: Any,
+    label: str,
+    help: str,
+    group: Group,
+    *,
+    choices: tuple[str, ...] = (),
+    methods: tuple[Method, ...] = (),
+    **bounds: Any,
+) -> Any:
+    """A pydantic field that also says how it is shown.
+
+    `choices` is for values known to another module only; `methods` are those to which the setting means something.
+    """
+    extra: dict[str, Any] = {"group": group, "choices": list(choices), "methods": list(methods)}
     return Field(default, title=label, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -91,8 +128,40 @@ class Settings(BaseModel):
         "16-bit",
         "Load in",
         "4-bit takes about a quarter of the memory of 16-bit and learns nearly as well, a little slower. "
-        "Without a GPU, 16-bit is computed in 32-bit.",
+        "16-bit is bfloat16 where the GPU or processor can compute it.",
         Group.MODEL,
+    )
+    quantization_type: QuantizationType = setting(
+        "NF4",
+        "4-bit type",
+        "NF4 fits the way in which weights are spread and is better for nearly all models (QLoRA).",
+        Group.MODEL,
+    )
+    double_quantization: bool = setting(
+        True,
+        "Double quantization",
+        "Stores the constants of 4-bit loading in 8 bits too: 0.4 bits less for each weight, at no loss worth naming.",
+        Group.MODEL,
+    )
+    trust_remote_code: bool = setting(
+        False,
+        "Run the model's own code",
+        "Some new models bring Python files of their own. They can do anything on this computer: tick this only for a "
+        "publisher you trust.",
+        Group.MODEL,
+    )
+    start_from: str = setting(
+        "",
+        "Start from",
+        "An earlier LoRA or one of its checkpoints to train further, on other data if you like. Empty: a new one.",
+        Group.START,
+    )
+    start_as: StartAs = setting(
+        "continue it",
+        "How it is used",
+        "continue it: the same LoRA learns on, at this rank. merge it into the base: the sum is a new base model in "
+        "models/, and a new LoRA is trained on it.",
+        Group.START,
     )
     name: str = setting("", "Name", "The LoRA is saved under this name in loras/.", Group.NAME)
     if_exists: IfExists = setting(
@@ -225,7 +294,8 @@ class Settings(BaseModel):
     learning_rate: float = setting(
         3e-4,
         "Learning rate",
-        "How far each step goes. 1e-4 to 3e-4 suits LoRA on most models; lower it when the loss jumps.",
+        "How far each step goes. 1e-4 to 3e-4 suits LoRA; IA3 and virtual tokens want ten times that, full "
+        "fine-tuning a tenth. Lower it when the loss jumps.",
         Group.TRAINING,
         gt=0,
         le=1,
@@ -233,7 +303,8 @@ class Settings(BaseModel):
     scheduler: Scheduler = setting(
         "cosine",
         "Scheduler",
-        "How the learning rate goes down over the run. reduce_lr_on_plateau lowers it when evaluation stops improving.",
+        "How the learning rate goes down over the run. reduce_lr_on_plateau lowers it when evaluation stops improving; "
+        "greedy raises it as well while that gets better.",
         Group.TRAINING,
     )
     cutoff_length: int = setting(
@@ -244,11 +315,20 @@ class Settings(BaseModel):
         ge=8,
         le=MAX_CUTOFF,
     )
+    method: Method = setting(
+        "LoRA",
+        "Method",
+        "LoRA is right for nearly all; the Learn tab explains the others. full fine-tuning changes every weight and "
+        "needs many times the memory.",
+        Group.METHOD,
+    )
     lora_rank: int = setting(
         16,
         "LoRA rank",
-        "How much the adapter can learn: 8 to 16 for a style, 64 and more for knowledge. Its size grows with it.",
-        Group.LORA,
+        "How much the adapter can learn: 8 to 16 for a style, 64 and more for knowledge. Its size grows with it. "
+        "VeRA wants 256 and more.",
+        Group.METHOD,
+        methods=_RANKED,
         ge=1,
         le=4096,
     )
@@ -256,7 +336,8 @@ class Settings(BaseModel):
         32,
         "LoRA alpha",
         "The adapter's weight is alpha / rank. Twice the rank is the usual choice.",
-        Group.LORA,
+        Group.METHOD,
+        methods=_SCALED,
         ge=1,
         le=65536,
     )
@@ -264,22 +345,109 @@ class Settings(BaseModel):
         0.05,
         "LoRA dropout",
         "Share of the adapter's input left out at random, against memorising. 0 to 0.1 is usual.",
-        Group.LORA,
+        Group.METHOD,
+        methods=_RANKED,
         ge=0,
         lt=1,
     )
-    target_modules: list[TargetModule] = setting(
+    rank_stabilized: bool = setting(
+        False,
+        "Rank-stabilized (rsLoRA)",
+        "Weighs the adapter by alpha / √rank, so that high ranks (64 and more) learn as well as they could.",
+        Group.METHOD,
+        methods=LORA,
+    )
+    dora: bool = setting(
+        False,
+        "DoRA",
+        "Learns direction and length of the weights apart: a little better at low ranks, and slower.",
+        Group.METHOD,
+        methods=LORA,
+    )
+    initialization: Initialization = setting(
+        "default",
+        "Initialization",
+        "What the adapter begins with: PiSSA and OLoRA with the main directions of the weights, EVA with those of your "
+        "data, LoftQ with what 4-bit loading lost.",
+        Group.METHOD,
+        methods=LORA,
+    )
+    lora_plus_ratio: float = setting(
+        1.0,
+        "LoRA+ ratio",
+        "How many times faster B learns than A. 1: alike. 16 often learns faster; then halve the learning rate.",
+        Group.METHOD,
+        methods=LORA,
+        ge=1,
+        le=1000,
+    )
+    virtual_tokens: int = setting(
+        20,
+        "Virtual tokens",
+        "How many learnt vectors stand before every text. 10 to 100 is usual; each takes room in the context.",
+        Group.METHOD,
+        methods=PROMPT_METHODS,
+        ge=1,
+        le=4096,
+    )
+    target_modules: list[str] = setting(
         [ALL_LINEAR],
         "Target modules",
         "The layers that get an adapter. all-linear learns best; q_proj and v_proj alone need the least memory.",
         Group.TARGETS,
+        choices=(ALL_LINEAR, "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        methods=ON_MODULES,
         min_length=1,
+    )
+    target_pattern: str = setting(
+        "",
+        "Module pattern",
+        "A regular expression for whole module names, such as .*[qv]_proj, in the place of the ticks. "
+        "Empty: the ticks count.",
+        Group.TARGETS,
+        methods=ON_MODULES,
+    )
+    layer_range: str = setting(
+        "",
+        "Layers",
+        "Only these layers of the model, counted from 0: for example 16-31, or 0-3, 28. Empty: all.",
+        Group.TARGETS,
+        methods=_RANKED,
+    )
+    rank_pattern: str = setting(
+        "",
+        "Ranks of their own",
+        "Module names with a rank that differs, for example q_proj=32, layers.0.mlp.up_proj=8.",
+        Group.TARGETS,
+        methods=_SCALED,
+    )
+    alpha_pattern: str = setting(
+        "",
+        "Alphas of their own",
+        "Module names with an alpha that differs, for example q_proj=64; a higher rank alone weighs less.",
+        Group.TARGETS,
+        methods=_SCALED,
+    )
+    train_fully: list[str] = setting(
+        [],
+        "Train fully",
+        "Modules that are trained whole beside the adapter and saved with it, such as lm_head and embed_tokens. "
+        "They are large.",
+        Group.TARGETS,
+        methods=ON_MODULES,
+    )
+    new_tokens: list[str] = setting(
+        [],
+        "New tokens",
+        "Tokens that the tokenizer gets in addition, such as <tool>. Embeddings and head are then trained fully.",
+        Group.TARGETS,
+        methods=(*ON_MODULES, FULL),
     )
     warmup: float = setting(
         0.1,
         "Warm-up",
         "The learning rate rises from 0 at the start. Below 1: a share of all steps; 1 and above: that many steps. "
-        "Two schedulers have none: constant and plateau.",
+        "constant, plateau and greedy have none.",
         Group.ADVANCED,
         ge=0,
     )
@@ -298,6 +466,22 @@ class Settings(BaseModel):
         "The longest a step's gradient may be; it keeps a bad batch from throwing the model off. 0: no clipping.",
         Group.ADVANCED,
         ge=0,
+    )
+    neftune_noise: float = setting(
+        0.0,
+        "NEFTune noise",
+        "Random noise on the embeddings while training, which makes answers less literal. 5 is usual, 0: none.",
+        Group.ADVANCED,
+        ge=0,
+        le=100,
+    )
+    label_smoothing: float = setting(
+        0.0,
+        "Label smoothing",
+        "Share of the probability that is asked for all other tokens, against overconfidence. 0.1 is much, 0: none.",
+        Group.ADVANCED,
+        ge=0,
+        lt=1,
     )
     gradient_checkpointing: bool = setting(
         False,
@@ -340,7 +524,7 @@ class Settings(BaseModel):
                 values[name] = [value]
         return values
 
-    @field_validator("dataset", "raw_text")
+    @field_validator("dataset", "raw_text", "target_modules", "train_fully", "new_tokens")
     @classmethod
     def _no_empty_names(cls, value: list[str]) -> list[str]:
         return [stripped for name in value if (stripped := name.strip())]
@@ -369,9 +553,40 @@ class Settings(BaseModel):
             raise UserError(f"{ALL_LINEAR} already includes the others: untick it, or untick them.")
         return value
 
+    @field_validator("target_pattern")
+    @classmethod
+    def _is_a_regular_expression(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise UserError(f"'{value}' is not a regular expression ({error}).") from None
+        return value
+
+    @field_validator("layer_range")
+    @classmethod
+    def _names_layers(cls, value: str) -> str:
+        if value and not _LAYERS.fullmatch(value):
+            raise UserError(f"'{value}' names no layers: write it like 16-31, or 0-3, 28.")
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _names_modules(cls, value: str) -> str:
+        if value and not _PATTERNS.fullmatch(value):
+            raise UserError(f"'{value}' cannot be read: write it like q_proj=32, v_proj=8.")
+        return value
+
+    @property
+    def layers(self) -> list[int] | None:
+        """The numbers of the layers that get an adapter, from 0; nothing means all."""
+        if not self.layer_range:
+            return None
+        ends = [part.split("-") for part in self.layer_range.split(",")]
+        return sorted({n for end in ends for n in range(int(end[0]), int(end[-1]) + 1)})
+
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
-        problems = {}
+        problems = self._method_problems()
         if self.micro_batch_size > self.batch_size:
             problems["micro_batch_size"] = (
                 f"{self.micro_batch_size} is more than the batch size of {self.batch_size}: "
@@ -385,53 +600,36 @@ class Settings(BaseModel):
         if self.raw_text and self.dataset:
             problems["dataset"] = "choose a dataset or a raw text file, not both."
         evaluated = self.evaluate_every and (self.held_out_share or self.evaluation_file)
-        if self.scheduler == "reduce_lr_on_plateau" and not evaluated:
+        if self.scheduler in FOLLOW_EVALUATION and not evaluated:
             problems["scheduler"] = (
-                "reduce_lr_on_plateau follows the evaluation: hold a share out or give a file, and evaluate."
+                f"{self.scheduler} follows the evaluation: hold a share out or give a file, and evaluate."
             )
         if problems:
-            raise SettingsError(with_labels(problems))
+            raise SettingsError(problems)
         return self
 
-
-@dataclass(frozen=True)
-class SettingInfo:
-    """A setting as the form, the command line and the README show it; `kind` is bool, int, float, str or list."""
-
-    name: str
-    label: str
-    help: str
-    group: Group
-    default: Any
-    kind: type
-    choices: tuple[str, ...]
-
-
-def describe() -> list[SettingInfo]:
-    """All settings in the order of their declaration."""
-    return [_describe(name, field) for name, field in Settings.model_fields.items()]
-
-
-def _describe(name: str, field: FieldInfo) -> SettingInfo:
-    annotation: Any = field.annotation
-    kind = list if get_origin(annotation) is list else annotation
-    literal = get_args(annotation)[0] if kind is list else annotation
-    choices = get_args(literal) if get_origin(literal) is Literal else ()
-    extra: Any = field.json_schema_extra
-    return SettingInfo(
-        name=name,
-        label=str(field.title),
-        help=str(field.description),
-        group=Group(extra["group"]),
-        default=field.default,
-        kind=str if get_origin(kind) is Literal else kind,
-        choices=choices or tuple(extra["choices"]),
-    )
-
-
-def with_labels(problems: dict[str, str]) -> dict[str, str]:
-    """What is wrong, by setting name, each sentence with the setting's label before it."""
-    return {
-        name: f"{Settings.model_fields[name].title}: {text}" if name in Settings.model_fields else text
-        for name, text in problems.items()
-    }
+    def _method_problems(self) -> dict[str, str]:
+        """What the method cannot be combined with."""
+        problems = {}
+        if self.method == FULL:
+            if self.precision in ("8-bit", "4-bit"):
+                problems["precision"] = "full fine-tuning changes the weights themselves: load them in 16-bit."
+            if self.start_from:
+                problems["start_from"] = "full fine-tuning starts from the base model: merge the LoRA into it first."
+        if self.method == "prefix tuning" and self.gradient_checkpointing:
+            problems["gradient_checkpointing"] = "prefix tuning does not work with it: untick it."
+        if self.method == "LoRA":
+            if self.initialization in ("PiSSA", "OLoRA"):
+                if self.precision in ("8-bit", "4-bit"):
+                    problems["initialization"] = f"{self.initialization} changes the weights: load the model in 16-bit."
+                elif self.rank_stabilized or self.dora or self.rank_pattern or self.alpha_pattern:
+                    problems["initialization"] = (
+                        f"{self.initialization} works with neither rsLoRA, DoRA nor ranks and alphas of their own."
+                    )
+            if self.initialization == "LoftQ" and self.precision != "4-bit":
+                problems["initialization"] = "LoftQ makes up for what 4-bit loading loses: load the model in 4-bit."
+            if self.initialization == "EVA" and self.rank_pattern:
+                problems["rank_pattern"] = "EVA gives each module a rank by itself: leave this empty."
+            if self.initialization != "default" and self.start_from and self.start_as == "continue it":
+                problems["initialization"] = "an earlier LoRA that is continued has its weights already: take default."
+        return problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.settings import SettingInfo, describe
+from training.settings_info import SettingInfo, describe
 
 
 def settings_table() -> str:

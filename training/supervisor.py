@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from training.adapters import earlier_adapter
 from training.base_models import locate_base_model
 from training.chat_templates import load_template
 from training.data_files import iter_text
@@ -163,7 +164,9 @@ def exit_cause(exit_code: int) -> str:
 def start(settings: Settings, folders: Folders) -> TrainingThread:
     """Make the run folder and launch its training thread; raises UserError when a run is going on or cannot be made."""
     parse_runnable(settings.model_dump())
-    locate_base_model(folders, settings.base_model)
+    locate_base_model(folders, settings.base_model, run_code=settings.trust_remote_code)
+    if settings.start_from:
+        earlier_adapter(folders, settings)
     _check_data(settings, folders)
     folders.make()
     _check_disk(folders)

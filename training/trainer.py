@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from peft import PeftModel
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from training import model as models
 from training.batches import collate
@@ -17,24 +17,25 @@ from training.checkpoints import Progress, Resumable, delete_old_checkpoints, lo
 from training.data import PreparedData
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Started, Step
+from training.methods import TrainableModel, is_saved_otherwise
 from training.optimization import make_optimizer, make_scheduler
 from training.prepared import IGNORED, Example, Examples
 from training.runs import Checkpoint, Run
 from training.schedule import Schedule
-from training.settings import Settings
+from training.settings import FOLLOW_EVALUATION, Settings
 
 _MAX_SKIPPED_STEPS = 20  # the scaler halves its scale each time: after these it would be a millionth
 _MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Trainer:
-    """Trains a LoRA on examples, saving and evaluating as the settings say."""
+    """Trains a model on examples, saving and evaluating as the settings say."""
 
     def __init__(
         self,
         run: Run,
         settings: Settings,
-        model: PeftModel,
+        model: TrainableModel,
         data: PreparedData,
         pad_token_id: int,
     ) -> None:
@@ -48,10 +49,17 @@ class Trainer:
         self.schedule = Schedule(len(data.train), settings.batch_size, settings.epochs, settings.seed)
         # Before the accelerator: the TrainingArguments that name the optimizer's class reset accelerate's state.
         optimizer = make_optimizer(model, settings)
-        self._accelerator = Accelerator(mixed_precision=_MIXED_PRECISION[models.compute_dtype()])
+        self._accelerator = Accelerator(
+            mixed_precision=_MIXED_PRECISION[models.compute_dtype(settings.precision)],
+            cpu=models.device().type == "cpu",
+        )
         self.model, self._optimizer = self._accelerator.prepare(model, optimizer)
         self._scheduler = make_scheduler(optimizer, settings, self.schedule.total_steps)
-        self._resumable = Resumable(optimizer, self._scheduler, self._accelerator.scaler)
+        # To go on, the trained weights themselves are needed.
+        kept = is_saved_otherwise(settings)
+        weights = {name: p for name, p in model.named_parameters() if p.requires_grad} if kept else {}
+        self._resumable = Resumable(optimizer, self._scheduler, self._accelerator.scaler, weights)
+        _add_noise(model, settings.neftune_noise)
 
     def train(self, resume_from: Checkpoint | None = None) -> bool:
         """Train to the end, or until a stop is asked for, saving at either; returns whether the end was reached."""
@@ -62,7 +70,8 @@ class Trainer:
         if self._progress.step == 0:
             self._evaluate()
         while self._progress.step < total and not self._run.stop_requested():
-            self._run.append(self._step())
+            batch = self.schedule.batch(self._progress.step)
+            self._run.append(self.step_on(batch, self._settings.micro_batch_size))
             saving = _is_due(self._progress.step, self._settings.save_every)
             if self._evaluation_is_due(saving):
                 self._evaluate()
@@ -81,14 +90,16 @@ class Trainer:
         """Optimizer steps behind the adapter as it is, those before a continuation included."""
         return self._progress.step
 
-    def _step(self) -> Step:
-        """One optimizer step; raises UserError when the loss is no number any more."""
+    def step_on(self, batch: Sequence[int], micro_batch_size: int) -> Step:
+        """One optimizer step on the examples with these numbers; raises UserError when the loss is no number any more.
+
+        It counts as a step of the training. Gradients that are there already are added to.
+        """
         started = time.perf_counter()
-        batch = self.schedule.batch(self._progress.step)
         trained_tokens = sum(self._train.trained_tokens[i] for i in batch)
         self.model.train()
         total = 0.0
-        for micro_batch in self._micro_batches(self._train, batch):
+        for micro_batch in self._micro_batches(self._train, batch, micro_batch_size):
             loss = self._loss_sum(micro_batch) / trained_tokens
             self._accelerator.backward(loss)
             total += loss.item()
@@ -123,7 +134,7 @@ class Trainer:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
         if self._skipped_in_a_row == _MAX_SKIPPED_STEPS:
             raise self._diverged(math.inf, "gradient")
-        if not skipped and not isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if not skipped and self._settings.scheduler not in FOLLOW_EVALUATION:
             self._scheduler.step()
 
     def _diverged(self, value: float, what: str) -> UserError:
@@ -141,10 +152,9 @@ class Trainer:
         loss, limit = self._progress.loss, self._settings.stop_at_loss
         return limit > 0 and loss is not None and loss <= limit
 
-    def _micro_batches(self, examples: Examples, numbers: Sequence[int]) -> Iterator[list[Example]]:
+    def _micro_batches(self, examples: Examples, numbers: Sequence[int], size: int) -> Iterator[list[Example]]:
         """Those examples a few at a time; of like length, so that little is padded: a sum does not mind the order."""
         ordered = sorted(numbers, key=examples.lengths.__getitem__)
-        size = self._settings.micro_batch_size
         return ([examples[n] for n in ordered[i : i + size]] for i in range(0, len(ordered), size))
 
     def _loss_sum(self, examples: list[Example]) -> torch.Tensor:
@@ -152,10 +162,12 @@ class Trainer:
         batch = collate(examples, self._pad_token_id, self._accelerator.device)
         logits = self.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits[:, :-1]
+        ).logits
         targets = batch["labels"][:, 1:]
+        logits = logits[:, -targets.shape[1] - 1 : -1]  # virtual tokens stand before the text
         trained = targets != IGNORED
-        return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum")
+        smoothing = self._settings.label_smoothing if self.model.training else 0.0  # evaluations stay comparable
+        return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum", label_smoothing=smoothing)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -163,13 +175,14 @@ class Trainer:
             return
         self.model.eval()
         total = 0.0
-        for micro_batch in self._micro_batches(self._evaluation, range(len(self._evaluation))):
+        size = self._settings.micro_batch_size
+        for micro_batch in self._micro_batches(self._evaluation, range(len(self._evaluation)), size):
             if self._run.stop_requested():
                 return  # the reader waits for the saving, not for a number
             total += self._loss_sum(micro_batch).item()
         loss = total / sum(self._evaluation.trained_tokens)
         self._progress.evaluation_loss = loss
-        if isinstance(self._scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and self._progress.step:
+        if self._settings.scheduler in FOLLOW_EVALUATION and self._progress.step:
             self._scheduler.step(loss)
         self._run.append(Evaluation(step=self._progress.step, loss=loss))
 
@@ -187,3 +200,11 @@ class Trainer:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _add_noise(model: TrainableModel, alpha: float) -> None:
+    """Uniform noise on the embeddings while training (NEFTune, Jain et al., 2023); nothing where alpha is 0."""
+    if alpha > 0:
+        embeddings = model.get_input_embeddings()
+        embeddings.neftune_noise_alpha = alpha
+        embeddings.register_forward_hook(neftune_post_forward_hook)

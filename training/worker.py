@@ -56,7 +56,7 @@ def main() -> int:
         log.exception("failed: %s", cause)
         run.set_state(Status.FAILED, cause)
         return 1
-    cause = "" if run.has_adapter() else "It was stopped before the first step, so there was nothing to save."
+    cause = "" if run.has_result() else "It was stopped before the first step, so there was nothing to save."
     run.set_state(Status.DONE if finished else Status.STOPPED, cause)
     log.info("done" if finished else "stopped")
     return 0

@@ -166,7 +166,7 @@ def base_choices(folders: Folders, chosen: str | None) -> list[str]:
 
 def adapter_choices(folders: Folders) -> Choices:
     """The LoRAs that can answer, newest first; one that is still being trained can through its checkpoints."""
-    runs = (run for run in list_runs(folders) if run.has_adapter() or run.checkpoints())
+    runs = (run for run in list_runs(folders) if run.has_result() or run.checkpoints())
     return [("None", NO_ADAPTER), *((run.name, run.name) for run in runs)]
 
 
@@ -179,7 +179,7 @@ def checkpoint_choices(folders: Folders, adapter: str | None) -> Choices:
     except UserError:
         return [("Final", FINAL)]
     steps = [(f"Step {c.step}", str(c.step)) for c in reversed(run.checkpoints())]
-    return [("Final", FINAL), *steps] if run.has_adapter() or not steps else steps
+    return [("Final", FINAL), *steps] if run.has_result() or not steps else steps
 
 
 def kept(choices: Choices, chosen: str | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from training.history import History
+from training.model_facts import size_text
 from training.runs import EventReader, Run, State, Status
 
 _MOST_FOLLOWED = 16  # histories kept in memory
@@ -55,7 +56,7 @@ class Histories:
 def status_html(run: Run, state: State, history: History, stopping: bool) -> str:
     """State, progress bar, numbers and notes of a run."""
     label = _LABELS[state.status]
-    if state.status is Status.STOPPED and run.has_adapter():
+    if state.status is Status.STOPPED and run.has_result():
         label = "Stopped and saved"
     if stopping and state.status.active:
         label = "Stopping after this step, then saving" if state.status is Status.TRAINING else "Stopping"
@@ -70,6 +71,9 @@ def status_html(run: Run, state: State, history: History, stopping: bool) -> str
         parts.append(f'<div class="graft-cause">{escape(state.cause)}</div>')
     if state.status is Status.PREPARING and history.records_prepared:
         parts.append(f'<p class="graft-quiet">{history.records_prepared:,} rows or chunks read so far</p>')
+    elif state.status is Status.PREPARING and history.downloaded:
+        done, total = (size_text(size) for size in history.downloaded)
+        parts.append(f'<p class="graft-quiet">The base model is downloaded: {done} of {total}</p>')
     if facts := _facts(state, history):
         cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in facts)
         parts.append(f'<div class="graft-facts">{cells}</div>')

@@ -133,7 +133,7 @@ class MonitorPanel:
             can_continue = not active and state.status is not Status.DONE and bool(run.checkpoints())
             updates[self.stop] = gr.update(visible=active, interactive=not stopping)
             updates[self.go_on] = gr.update(visible=can_continue, interactive=not now.training)
-            updates[self.chat] = gr.update(visible=not active and run.has_adapter())
+            updates[self.chat] = gr.update(visible=not active and run.has_result())
             updates[self.receipt] = _read_receipt(run)
         if other_run or (now.state, now.events_size) != (shown.state, shown.events_size):
             history = self._histories.read(run)

@@ -16,6 +16,11 @@ from ui.chat_tab import ChatTab, build_chat_tab
 from ui.datasets_tab import STYLE as DATA_STYLE
 from ui.datasets_tab import DatasetsTab
 from ui.events import QUIET
+from ui.learn_tab import LINKS as LEARN_LINKS
+from ui.learn_tab import STYLE as LEARN_STYLE
+from ui.learn_tab import LearnTab
+from ui.memory_box import STYLE as MEMORY_STYLE
+from ui.model_box import STYLE as MODEL_STYLE
 from ui.monitor import Histories
 from ui.training_tab import TrainingTab
 
@@ -42,7 +47,7 @@ def build_page(folders: Folders) -> gr.Blocks:
     histories = Histories()
     chat = Chat(folders)
     with gr.Blocks(title="Graft", analytics_enabled=False, fill_width=True, delete_cache=(_DAY, _DAY)) as page:
-        gr.HTML(_HEADER, js_on_load=_TOGGLE_THEME, apply_default_css=False)
+        gr.HTML(_HEADER, js_on_load=_TOGGLE_THEME + LEARN_LINKS, apply_default_css=False)
         with gr.Tabs(elem_id="main-tabs") as tabs:
             with gr.Tab("Training", id="training"):
                 training = TrainingTab(folders, histories)
@@ -50,6 +55,8 @@ def build_page(folders: Folders) -> gr.Blocks:
                 datasets = DatasetsTab(folders, training)
             with gr.Tab("Chat", id="chat") as chat_page:
                 chat_tab = build_chat_tab(folders, chat)
+            with gr.Tab("Learn", id="learn") as learn_page:
+                learn = LearnTab(folders)
         training.wire(page)
         datasets.wire(page)
         datasets.show_chosen_on(datasets_page.select)
@@ -57,7 +64,9 @@ def build_page(folders: Folders) -> gr.Blocks:
         datasets.check_on(training.check.click(lambda: gr.update(selected="datasets"), None, tabs, **QUIET).then)
         # The training needs the memory more than a model that waits for the next message.
         training.monitor.starts.change(chat.unload, None, None, **QUIET)
+        training.memory_box.start.click(chat.unload, None, None, **QUIET)  # else the chat's model would count as taken
         chat_tab.refresh_on(chat_page.select, page.load)
+        learn.refresh_on(learn_page.select)
         _open_chat_from_monitor(training, chat_tab, tabs)
     return page
 
@@ -104,7 +113,7 @@ def launch_options() -> dict[str, Any]:
             block_title_text_color_dark="*body_text_color",
             block_title_padding="0",
         ),
-        "css_paths": [_STATIC / "page.css", CHAT_STYLE, DATA_STYLE],
+        "css_paths": [_STATIC / "page.css", CHAT_STYLE, DATA_STYLE, LEARN_STYLE, MEMORY_STYLE, MODEL_STYLE],
         "head": (_STATIC / "head.html").read_text(encoding="utf-8"),
         "footer_links": [],
         "max_file_size": _MAX_UPLOAD,

@@ -15,11 +15,16 @@ from training.parsing import parse_runnable
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, list_data_files
 from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
+from ui.earlier_box import EarlierBox
 from ui.events import QUIET
-from ui.form import SettingsForm, default_values, untick_the_rest
+from ui.form import SettingsForm, default_values
+from ui.memory_box import MemoryBox
 from ui.messages import news_html, problems_html
+from ui.method_box import MethodBox, start_label
+from ui.model_box import ModelBox
 from ui.monitor import Histories
 from ui.monitor_panel import LATEST, MonitorPanel
+from ui.target_box import TargetBox
 from ui.upload_box import FORMATS, UploadBox, first_kind
 
 DATASET, RAW_TEXT = "dataset", "raw_text"
@@ -36,6 +41,10 @@ class TrainingTab:
         self._presets, self._preset_problems = load_presets(folders)
         first = next((p for p in self._presets if p.label == FIRST_VISIT), None)
         self.form = SettingsForm(folders, default_values() | (first.settings if first else {}))
+        self._model_box = ModelBox(folders)
+        self.memory_box = MemoryBox(folders)
+        self._earlier = EarlierBox(folders, self.form)
+        self._method = MethodBox(self.form, TargetBox(folders, self.form))
         with gr.Row(elem_id="training-row"):
             with gr.Column(scale=6, min_width=380):
                 self._build_form(first)
@@ -47,6 +56,10 @@ class TrainingTab:
         with gr.Group():
             with gr.Row():
                 render("base_model", "precision")
+            with gr.Row():
+                render("quantization_type", "double_quantization")
+            self._model_box.build()
+        with gr.Group():
             with gr.Row():
                 self._preset = gr.Dropdown(
                     choices=[p.label for p in self._presets],
@@ -70,23 +83,29 @@ class TrainingTab:
                 render("batch_size", "micro_batch_size", "epochs")
             with gr.Row():
                 render("learning_rate", "scheduler", "cutoff_length")
-            with gr.Row():
-                render("lora_rank", "lora_alpha", "lora_dropout")
-        with gr.Accordion("Target modules", open=False, elem_id="targets-box"):
-            render("target_modules")
+        with gr.Group():
+            self._method.build()
+        self._method.build_folded()
+        self._earlier.build()
         with gr.Accordion("Advanced: warm-up, optimizer, saving, stopping", open=False, elem_id="advanced-box"):
             with gr.Row():
                 render("warmup", "optimizer", "weight_decay")
             with gr.Row():
-                render("max_grad_norm", "gradient_checkpointing", "seed")
+                render("max_grad_norm", "neftune_noise", "label_smoothing")
+            with gr.Row():
+                render("gradient_checkpointing", "seed", "trust_remote_code")
             with gr.Row():
                 render("save_every", "keep_last", "stop_at_loss")
         # In view wherever the reader has scrolled to, and with it what has to be mended.
         with gr.Column(elem_id="start-bar"):
             self._message = gr.HTML(self._start_message(), elem_id="form-message")
+            self.memory_box.build_result()
             with gr.Row():
                 self.check = gr.Button("Check data", size="lg", scale=1, min_width=120, elem_id="check")
-                self._start = gr.Button("Start LoRA Training", variant="primary", size="lg", scale=3, elem_id="start")
+                self.memory_box.build_button()
+                self._start = gr.Button(
+                    start_label(self.form.values["method"]), variant="primary", size="lg", scale=3, elem_id="start"
+                )
 
     def _build_data(self) -> None:
         render = self.form.render
@@ -139,11 +158,7 @@ class TrainingTab:
         self._copy_from.select(self._copy, self._copy_from, filled, **QUIET)
         for box in (self._upload_dataset, self._upload_text):
             box.wire(self._message, self.uploaded, {self.kind, *form.choice_controls})
-        modules = form.controls["target_modules"]
-        before = gr.State(default_values()["target_modules"])
-        modules.change(
-            lambda ticked, old: (untick_the_rest(ticked, old),) * 2, [modules, before], [modules, before], **QUIET
-        )
+        self._wire_boxes(page)
         self._start.click(
             self._start_training,
             [self.monitor.starts, self.kind, *form.components],
@@ -151,6 +166,23 @@ class TrainingTab:
             **QUIET,
         )
         self.monitor.starts.change(None, js=_SCROLL_TO_MONITOR)
+
+    def _wire_boxes(self, page: gr.Blocks) -> None:
+        """Connect the boxes of the form that look after themselves."""
+        form = self.form
+        base, code = form.controls["base_model"], form.controls["trust_remote_code"]
+        self._model_box.wire(page, base, code, form.refresh_choices, set(form.choice_controls))
+        self.memory_box.wire(
+            page,
+            [self.kind, *form.components],
+            lambda kind, *values: self.data_values(kind, values),
+            form.controls["micro_batch_size"],
+        )
+        self.monitor.starts.change(self.memory_box.stop, None, None, **QUIET)
+        self._method.wire(self._start)
+        self._earlier.wire(page)
+        # Consent is for one publisher's code.
+        base.change(lambda: False, None, code, **QUIET)
 
     def _wire_memory(self, page: gr.Blocks) -> None:
         """What was typed is kept in the browser, so that a reload loses nothing."""
@@ -166,6 +198,7 @@ class TrainingTab:
         names = list(self.form.controls)
         if not kept or len(kept) != len(names) + 2:  # nothing, or what another version of Graft wrote
             return gr.skip()
+        kept[2 + names.index("trust_remote_code")] = False  # asked for each training anew
         return kept
 
     def _apply_preset(self, label: str, *own: str) -> dict[Any, Any]:
@@ -215,8 +248,8 @@ class TrainingTab:
         return updates
 
     def data_values(self, kind: str, values: tuple[Any, ...]) -> dict[str, Any]:
-        """The form's values by setting name, with the data of the other kind left out."""
-        return self.form.gather(values) | {DATASET if kind == RAW_TEXT else RAW_TEXT: []}
+        """The form's values by setting name, without the data of the other kind and what the method has not."""
+        return self.form.applying(self.form.gather(values)) | {DATASET if kind == RAW_TEXT else RAW_TEXT: []}
 
     def _start_training(self, starts: int, kind: str, *values: Any) -> tuple[Any, Any, Any]:
         try:
