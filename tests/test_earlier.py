@@ -187,9 +187,10 @@ def test_what_an_earlier_adapter_keeps_is_said(folders: Folders, trials: dict[st
     assert notes == ["The earlier adapter keeps its own rank, which the settings cannot change any more."]
     assert same(logits_of(model, IDS), trial.logits())
     trial = train(folders, settings_for(base_model="llama", name="prompt", method="prompt tuning", virtual_tokens=3))
-    model, notes = continued(folders, trial, virtual_tokens=8)
-    assert notes == ["The earlier adapter keeps its 3 virtual tokens."]
-    assert same(logits_of(model, IDS), trial.logits())
+    with pytest.raises(UserError, match="has 3 virtual tokens: set as many"):
+        continued(folders, trial, virtual_tokens=8)
+    model, notes = continued(folders, trial)
+    assert not notes and same(logits_of(model, IDS), trial.logits())
 
 
 def test_new_tokens_of_the_earlier_adapter_stay(folders: Folders) -> None:
@@ -214,7 +215,7 @@ def test_another_method(folders: Folders, trials: dict[str, Trial]) -> None:
 
 def test_p_tuning_cannot_be_continued(folders: Folders) -> None:
     trial = train(folders, settings_for(base_model="llama", name="p", method="P-tuning"))
-    with pytest.raises(UserError, match="P-tuning only the virtual tokens are saved"):
+    with pytest.raises(UserError, match="only the virtual tokens are saved, not what makes them"):
         continued(folders, trial)
 
 
@@ -222,7 +223,7 @@ def test_trained_fully_keeps_its_rank(folders: Folders) -> None:
     trial = train(folders, settings_for(base_model="llama", name="head", train_fully=["lm_head"]))
     model, _ = continued(folders, trial)
     assert same(logits_of(model, IDS), trial.logits())
-    with pytest.raises(UserError, match="it also trains lm_head: keep its rank and alpha"):
+    with pytest.raises(UserError, match="also trains lm_head, so keep its rank and alpha"):
         continued(folders, trial, lora_rank=16)
 
 

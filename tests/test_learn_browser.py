@@ -103,9 +103,9 @@ def test_table_switches_between_layers_and_models(page: Page) -> None:
     _open(page)
     table = page.locator("#learn-rank-table")
     expect(table).to_contain_text("39,976,960")
+    page.locator("#learn-targets").get_by_label("Queries and values only").check()  # while the starter is counted
+    expect(table).to_contain_text("8,388,608", timeout=READ)
     expect(table.locator("th.learn-chosen")).to_contain_text("starter")
-    page.locator("#learn-targets").get_by_label("Queries and values only").check()
-    expect(table).to_contain_text("8,388,608")
     expect(table).not_to_contain_text("39,976,960")
     _choose(page, "learn-model", "None")
     expect(table.locator("th.learn-chosen")).to_have_count(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from tests.architectures import ARCHITECTURES
 from tests.pages import fire
 from tests.tiny import add_base, make_folders, make_model
+from tests.trials import save_base
 from training.adapter_spectrum import Spectrum, Update
-from training.lora_arithmetic import shape_of
-from training.paths import Folders
+from training.lora_arithmetic import Linear, Shape
+from training.model_shape import shape_of
+from training.paths import PROJECT, Folders
 from ui.learn_pictures import memory_html, rank_table_html, spectrum_html
 from ui.learn_tab import LearnTab
 from ui.learn_text import AFTER_PICTURE, GROUPS, METHODS, OPENING, PRECISION, SPECTRUM, TARGETS, methods_html
@@ -97,28 +102,61 @@ def test_rank_table_of_well_known_and_own_models(bench: Bench) -> None:
     assert "39,976,960<span>0.593%" in everything  # Llama 2 7B at rank 16
     assert "8,388,608<span>0.124%" in few
     assert "32,768,000<span>0.0475%" in few  # Llama 2 70B, whose values are shared by eight heads
-    shape = shape_of(bench.folders.models / "tiny")
+    shape = shape_of(str((bench.folders.models / "tiny").resolve()), "tiny")
     assert f"{shape.trainable(256):,}<span>" in everything
-    assert f"{shape.trainable(256, ('q_proj', 'v_proj')):,}<span>" in few
+    assert f"{shape.trainable(256, shape.query_and_value):,}<span>" in few
     assert everything.count("<tr>") == 1 + 9
     assert "tiny" not in bench.ranks("All linear layers", "")
 
 
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_rank_table_of_another_family(bench: Bench, family: str) -> None:
+    save_base(bench.folders, family, ARCHITECTURES[family])
+    shape = shape_of(str((bench.folders.models / family).resolve()), family)
+    assert f"{shape.trainable(8):,}<span>" in bench.ranks("All linear layers", family)
+    few = bench.ranks("Queries and values only", family)
+    assert few.count('<td class="learn-chosen">&ndash;</td>') == (9 if family == "mamba" else 0)
+    assert ("mamba has no layers for queries and values." in few) == (family == "mamba")
+
+
+def test_model_of_the_hugging_face_cache(bench: Bench) -> None:
+    assert bench.folders.hub_cache is not None
+    version = bench.folders.hub_cache / "models--maker--small" / "snapshots" / "1"
+    version.parent.mkdir(parents=True)
+    (bench.folders.models / "tiny").rename(version)
+    assert bench.tab._refreshed("maker/small", "", "")[0]["value"] == "maker/small"
+    drawn = bench.ranks("All linear layers", "maker/small")
+    assert '<th class="learn-chosen">maker/small' in drawn
+    assert f"{shape_of(str(version.resolve()), 'maker/small').trainable(8):,}<span>" in drawn
+
+
 def test_model_that_cannot_be_counted_is_a_sentence_beside_the_table(bench: Bench) -> None:
-    other = bench.folders.models / "other"
-    other.mkdir()
+    other = add_base(bench.folders, "other")
     (other / "config.json").write_text(json.dumps({"model_type": NASTY}))
     drawn = bench.ranks("All linear layers", "other")
-    assert "is of the kind &#x27;&lt;img" in drawn
+    assert "is of a kind (&#x27;&lt;img" in drawn
     assert "39,976,960" in drawn
     assert NASTY not in drawn
-    assert "There is no model &#x27;../tiny&#x27;" in bench.ranks("All linear layers", "../tiny")
+    code = {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Model"}}
+    (other / "config.json").write_text(json.dumps(code))
+    assert "&#x27;other&#x27; runs program code of its own, which is not run" in bench.ranks("All", "other")
+    assert "there is no folder &#x27;../tiny&#x27;" in bench.ranks("All linear layers", "../tiny")
 
 
-def test_names_of_models_stay_text(bench: Bench) -> None:
-    folder = bench.folders.models / "tiny"
-    renamed = folder.rename(folder.with_name(NASTY))
-    assert NASTY not in rank_table_html(shape_of(renamed), only_query_and_value=False)
+def test_names_of_models_stay_text() -> None:
+    shape = Shape(NASTY, 1, (Linear("q_proj", 2, 2),), 1)
+    assert NASTY not in rank_table_html(shape, only_query_and_value=False)
+
+
+def test_page_is_built_without_torch_and_without_the_chosen_models_column(bench: Bench) -> None:
+    assert bench.tab._model.value == "" and "learn-chosen" not in bench.tab._ranks.value
+    script = (
+        "import sys, gradio; from training.paths import Folders; from ui.learn_tab import LearnTab\n"
+        "with gradio.Blocks(): tab = LearnTab(Folders())\n"
+        "print(tab._model.value, 'learn-chosen' in tab._ranks.value, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["starter", "False", "False"], done.stderr
 
 
 def test_memory_of_the_three_sizes() -> None:
@@ -156,10 +194,9 @@ def test_lora_that_cannot_be_read_is_a_sentence(bench: Bench) -> None:
 def test_new_models_and_loras_are_found_when_the_tab_is_opened(bench: Bench) -> None:
     bench.add_lora("pirate")
     add_base(bench.folders, "second")
-    model, ranks, adapter, checkpoint = bench.tab._refreshed("All linear layers", "gone", "gone", "20")
+    model, adapter, checkpoint = bench.tab._refreshed("gone", "gone", "20")
     assert model["choices"] == [("None", ""), ("second", "second"), ("tiny", "tiny")]
     assert (model["value"], adapter["value"], checkpoint["value"]) == ("", "", "final")
-    assert "39,976,960" in ranks
     assert adapter["choices"] == [("None", ""), ("pirate", "pirate")]
 
 

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, FalconConfig, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, FalconConfig, LlamaConfig, PretrainedConfig
 
-from training.errors import UserError
 from training.lora_arithmetic import (
     GB,
     MEMORY_SHAPES,
     RANK_SHAPES,
     Shape,
     loaded_bytes,
-    shape_of,
     smallest_card,
     weight_bytes,
 )
-from training.paths import Folders
-
-TINY = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 24,  # not the hidden size by the heads, so that both must be told apart
-    "pad_token_id": 0,
-}
 
 
 def peft_counts(config: PretrainedConfig, rank: int, targets: str | list[str]) -> tuple[int, int]:
@@ -45,40 +27,10 @@ def peft_counts(config: PretrainedConfig, rank: int, targets: str | list[str]) -
     return trainable, everything - trainable
 
 
-def saved(folder: Path, config: PretrainedConfig) -> Path:
-    config.save_pretrained(folder)
-    return folder
-
-
 def check(shape: Shape, config: PretrainedConfig, rank: int = 5) -> None:
     assert (shape.trainable(rank), shape.parameters) == peft_counts(config, rank, "all-linear")
     few = list(shape.query_and_value)
     assert (shape.trainable(rank, few), shape.parameters) == peft_counts(config, rank, few)
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes"),
-    [
-        ("llama", {}),
-        ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "num_key_value_heads": 4}),
-        ("mistral", {"attention_bias": True}),
-        ("qwen2", {"head_dim": 16}),
-        ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
-        ("gemma", {}),
-        ("gemma2", {"attention_bias": True}),
-        ("gemma3_text", {"tie_word_embeddings": False}),
-    ],
-)
-def test_models_on_disk_count_as_peft_counts(tmp_path: Path, kind: str, changes: dict[str, object]) -> None:
-    config = AutoConfig.for_model(kind, **(TINY | changes))
-    check(shape_of(saved(tmp_path / kind, config)), config)
-
-
-def test_old_config_without_the_newer_fields(tmp_path: Path) -> None:
-    """As the first Llamas were published: no key/value heads, no head size, nothing about biases or tying."""
-    sizes = {key: value for key, value in TINY.items() if key not in ("num_key_value_heads", "head_dim")}
-    (tmp_path / "config.json").write_text(json.dumps(sizes | {"model_type": "llama"}))
-    check(shape_of(tmp_path), LlamaConfig(**sizes))
 
 
 def test_well_known_shapes_have_their_published_sizes() -> None:
@@ -110,31 +62,6 @@ def test_falcon_180b_on_peft() -> None:
         tie_word_embeddings=False,
     )
     check(RANK_SHAPES[3], config, rank=8)
-
-
-def test_starter_has_as_many_numbers_as_its_file() -> None:
-    folder = Folders().models / "starter"
-    with safe_open(folder / "model.safetensors", framework="numpy") as file:
-        sizes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - no dictionary
-    assert shape_of(folder).parameters == sum(size[0] * (size[1] if len(size) > 1 else 1) for size in sizes)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('{"model_type": "mamba"}', "is of the kind 'mamba'"),
-        ("{}", "is of the kind 'None'"),
-        ("[]", "cannot be read"),
-        ('{"model_type": ', "cannot be read"),
-        (json.dumps(TINY | {"model_type": "llama", "hidden_size": "wide"}), "no usable 'hidden_size'"),
-        (json.dumps(TINY | {"model_type": "llama", "hidden_size": -1}), "no usable 'hidden_size'"),
-        ('{"model_type": "llama"}', "no usable 'hidden_size'"),
-    ],
-)
-def test_model_that_cannot_be_counted_is_a_sentence(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=says):
-        shape_of(tmp_path)
 
 
 def test_memory_of_weights() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 import pytest
@@ -14,10 +15,10 @@ from tests.plain_load import logits_of
 from tests.trials import IDS, files_of, save_base, settings_for, train, working_folders
 from training.errors import UserError
 from training.events import Note
-from training.merging import merge, merged_name
-from training.model import compute_dtype, load_base, load_tokenizer
+from training.merging import merge
+from training.model import load_base, load_tokenizer
 from training.paths import Folders
-from training.runs import EventReader, is_whole_model
+from training.runs import ADAPTER_WEIGHTS, EventReader, is_whole_model
 from training.settings import Settings
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -55,7 +56,8 @@ def test_the_sum_answers_as_base_and_adapter_did(folders: Folders, way: str, fam
     source, files = folders.models / family, files_of(folders.models / family)
     settings = merging(trial.run.name, base_model=family, precision="32-bit")
     folder = merge(folders, str(source), settings)
-    assert folder == folders.models / merged_name(settings) and is_whole_model(folder)
+    assert folder.parent == folders.models and folder.name.startswith(f"{trial.run.name}-merged")
+    assert is_whole_model(folder)
     merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     torch.testing.assert_close(logits_of(merged, IDS), trial.logits(), atol=1e-5, rtol=0)
     assert files_of(source) == files
@@ -72,20 +74,32 @@ def test_the_sum_answers_as_base_and_adapter_did(folders: Folders, way: str, fam
 def test_virtual_tokens_cannot_be_merged(folders: Folders, method: str) -> None:
     trial = train(folders, settings_for(base_model="llama", name="virtual", method=method))
     settings = merging(trial.run.name, base_model="llama", method=method)
-    with pytest.raises(UserError, match="virtual tokens cannot be merged into a model"):
+    with pytest.raises(UserError, match="cannot be merged into a model"):
         merge(folders, str(folders.models / "llama"), settings)
-    assert not (folders.models / merged_name(settings)).exists()
+    assert not list(folders.models.glob(f"{trial.run.name}*"))
 
 
-def test_it_is_merged_again_only_when_the_adapter_is_newer(folders: Folders) -> None:
+def test_the_same_sum_is_taken_again_and_another_never(folders: Folders) -> None:
+    own = folders.models / "again-merged"
+    own.mkdir()
+    (own / "mine").touch()
     trial = train(folders, settings_for(base_model="llama", name="again"))
     settings, source = merging(trial.run.name, base_model="llama"), str(folders.models / "llama")
     folder = merge(folders, source, settings)
-    (folder / "mark").touch()
-    assert (merge(folders, source, settings) / "mark").exists()
-    later = folder.stat().st_mtime + 10
-    os.utime(trial.run.folder, (later, later))
-    assert not (merge(folders, source, settings) / "mark").exists()
+    assert folder.name == "again-merged-2" and (own / "mine").exists()
+    assert merge(folders, source, settings) == folder
+    shutil.copy(next(trial.run.folder.glob("checkpoint-*")) / ADAPTER_WEIGHTS, trial.run.folder)
+    with (trial.run.folder / ADAPTER_WEIGHTS).open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    other = merge(folders, source, settings)
+    assert other.name == "again-merged-3" and (folder / "model.safetensors").is_file()
+
+
+def test_name_of_the_longest_kind(folders: Folders) -> None:
+    trial = train(folders, settings_for(base_model="llama", name="n" * 80))
+    folder = merge(folders, str(folders.models / "llama"), merging(trial.run.name, base_model="llama"))
+    assert folder.name.endswith("n-merged") and len(folder.name) < 80
 
 
 @pytest.mark.parametrize("precision", ["32-bit", "4-bit"])
@@ -94,12 +108,12 @@ def test_a_training_on_top_of_the_sum(folders: Folders, precision: str) -> None:
     settings = merging(first.run.name, base_model="llama", name="second", precision=precision, learning_rate=2e-3)
     second = train(folders, settings)
     asked = second.run.settings()
-    assert (asked.base_model, asked.start_from) == (merged_name(settings), "")
+    assert asked.base_model.startswith("first") and "-merged" in asked.base_model and asked.start_from == ""
     assert second.losses[0] < first.losses[2] and second.losses[2] < second.losses[0]
     notes = [event.text for event in EventReader(second.run).read_new() if isinstance(event, Note)]
     assert any(f"'{first.run.name}' is merged into llama first" in note for note in notes)
-    assert any(f"The sum is the base model {merged_name(settings)} in models/" in note for note in notes)
-    assert second.base_folder == folders.models / merged_name(settings)
+    assert any(f"The sum is the base model {asked.base_model} in models/" in note for note in notes)
+    assert second.base_folder == folders.models / asked.base_model
 
 
 def test_another_base_is_refused(folders: Folders) -> None:
@@ -128,5 +142,5 @@ def test_a_base_of_16_bits_stays_one(folders: Folders) -> None:
     merged = AutoModelForCausalLM.from_pretrained(
         str(merge(folders, str(target), merging(trial.run.name, base_model="short")))
     )
-    assert merged.dtype == compute_dtype("16-bit")
+    assert merged.dtype == torch.bfloat16
     torch.testing.assert_close(logits_of(merged, IDS), trial.logits(), atol=0.03, rtol=0)

@@ -177,7 +177,10 @@ def test_layers_are_read_from_their_range(text: str, layers: list[int] | None) -
     ("values", "at"),
     [
         ({"method": FULL, "precision": "4-bit"}, "precision"),
-        ({"method": FULL, "start_from": "mine"}, "start_from"),
+        ({"method": FULL, "start_from": "mine"}, "start_as"),
+        ({"initialization": "PiSSA", "train_fully": ["lm_head"]}, "initialization"),
+        ({"method": "prompt tuning", "new_tokens": ["<a>"]}, "new_tokens"),
+        ({"target_pattern": ".*q_proj", "layer_range": "0-1"}, "layer_range"),
         ({"method": "prefix tuning", "gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"initialization": "PiSSA", "precision": "8-bit"}, "initialization"),
         ({"initialization": "OLoRA", "dora": True}, "initialization"),

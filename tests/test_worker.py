@@ -147,6 +147,7 @@ def test_receipt_says_what_ran(folders: Folders, monkeypatch: pytest.MonkeyPatch
         ("warning", "1 of 11 rows of pairs.json was dropped: 'answer' is missing or empty (row 1)."),
         (
             "warning",
-            "This training has only 4 steps, so the LoRA will hardly change: lower the batch size or raise the epochs.",
+            "This training has only 4 steps, so the model will hardly change: "
+            "lower the batch size or raise the epochs.",
         ),
     ]

@@ -134,9 +134,9 @@ def verdict(spectrum: Spectrum) -> str:
     said = f"Of {rank}, this LoRA uses about {used:.1f}"
     if share >= _NEARLY_ALL:
         return f"{said}, which is nearly all of it: a higher rank may learn more."
-    if share >= _HALF or low != high:
+    if share >= _HALF or low != high or low == 1:
         return f"{said}: the rank suits what was learnt."
-    return f"{said}: a lower rank, such as {2 ** math.ceil(math.log2(used))}, would probably do as well."
+    return f"{said}: a lower rank, such as {max(1, 2 ** math.ceil(math.log2(used)))}, would probably do as well."
 
 
 @lru_cache(maxsize=8)
@@ -188,7 +188,13 @@ def _updates(folder: Path, config: _Config) -> Iterator[Update]:
                 other = re.sub(r"A(\.weight)?$", r"B\1", name)
                 if _A.search(name) and other in names:
                     module = _A.sub("", name).removeprefix(_PREFIX)
-                    yield _update(module, file.get_tensor(name), file.get_tensor(other), config)
+                    a, b = file.get_tensor(name), file.get_tensor(other)
+                    if a.ndim == b.ndim > 2:
+                        raise UserError(
+                            f"'{folder.name}' has a B and A on a convolution layer ({module}), which cannot be shown: "
+                            "choose another LoRA."
+                        )
+                    yield _update(module, a, b, config)
     except (SafetensorError, OSError):
         raise _damaged(folder) from None
     except _WrongNumbersError as error:

@@ -19,7 +19,7 @@ from training.runs import (
     is_whole_model,
     list_runs,
 )
-from training.settings import Method, Settings
+from training.settings import PROMPT_METHODS, Method, Settings
 
 METHODS: dict[str, Method] = {  # by PEFT's names for them
     "LORA": "LoRA",
@@ -101,11 +101,11 @@ def earlier_adapters(folders: Folders) -> list[Earlier]:
 def earlier_adapter(folders: Folders, settings: Settings) -> Path:
     """The folder of the adapter that `start_from` names.
 
-    Raises UserError when it is gone, its base is another, or it is to be continued and is of another method.
+    Raises UserError when it is gone, its base is another, or it cannot be used as the settings ask.
     """
     name, _, checkpoint = settings.start_from.partition("/")
     step = checkpoint.removeprefix(CHECKPOINT_PREFIX)
-    if checkpoint and not step.isdigit():
+    if checkpoint and not step.isdecimal():
         raise UserError(f"Start from: '{checkpoint}' is no checkpoint: write it like my-lora/{CHECKPOINT_PREFIX}40.")
     folder = adapter_folder(folders, name, int(step) if checkpoint else None)
     if not is_adapter(folder):
@@ -117,11 +117,32 @@ def earlier_adapter(folders: Folders, settings: Settings) -> Path:
         raise UserError(
             f"Start from: '{name}' was trained on {base} and fits no other: choose that base model, or start anew."
         )
-    kind = str(adapter_config(folder).get("peft_type", ""))
-    method = METHODS.get(kind, kind)
-    if settings.start_as == "continue it" and method != settings.method:
-        raise UserError(f"Start from: '{name}' is of the method {method}, not {settings.method}: choose its method.")
+    _check_use(name, adapter_config(folder), settings)
     return folder
+
+
+def _check_use(name: str, config: dict[str, Any], settings: Settings) -> None:
+    """Raises UserError when an adapter with this config cannot be continued or merged as the settings ask."""
+    kind = str(config.get("peft_type", ""))
+    method = METHODS.get(kind, kind)
+    if settings.start_as != "continue it":
+        if method in PROMPT_METHODS:
+            raise UserError(f"Start from: the virtual tokens of '{name}' cannot be merged into a model: continue it.")
+        return
+    if method != settings.method:
+        raise UserError(f"Start from: '{name}' is of the method {method}, not {settings.method}: choose its method.")
+    if method == "P-tuning":
+        raise UserError(f"Start from: of '{name}' only the virtual tokens are saved, not what makes them: start anew.")
+    if method in PROMPT_METHODS and config.get("num_virtual_tokens") != settings.virtual_tokens:
+        raise UserError(f"Start from: '{name}' has {config.get('num_virtual_tokens')} virtual tokens: set as many.")
+    fully = config.get("modules_to_save") or []
+    if settings.new_tokens and not fully:
+        raise UserError(
+            f"Start from: '{name}' does not train its embeddings, which new tokens need: merge it into the base, or "
+            "leave New tokens empty."
+        )
+    if fully and (config.get("r"), config.get("lora_alpha")) != (settings.lora_rank, settings.lora_alpha):
+        raise UserError(f"Start from: '{name}' also trains {', '.join(fully)}, so keep its rank and alpha.")
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from training.adapters import adapter_folder
 from training.base_models import local_base_model
 from training.errors import UserError
 from training.formats import Message
+from training.libraries import load_libraries
 from training.paths import Folders
 from training.runs import find_run, is_adapter
 from training.sampling import Sampling
@@ -195,11 +196,12 @@ class Chat:
         if loaded and (loaded.base, loaded.adapter, loaded.written) == (base, adapter, written):
             return loaded
         job.show(f"Loading {what.adapter if loaded and loaded.base == base and adapter else what.base_model} ...")
+        load_libraries()
         from training import model as models
 
         # Forgotten until all has gone well: an adapter that fails halfway leaves its base unfit for use.
         self._loaded = None
-        tokenizer = self._tokenizer(source, what)
+        tokenizer = self._tokenizer(source, what, settings)
         model = models.without_adapter(loaded.model) if loaded and loaded.base == base else None
         if model is None:
             loaded = None
@@ -219,17 +221,17 @@ class Chat:
             trusted = False  # the adapter comes from elsewhere
         return Settings(precision=what.precision, trust_remote_code=trusted)
 
-    def _tokenizer(self, source: str, what: ChatModel) -> PreTrainedTokenizerBase:
+    def _tokenizer(self, source: str, what: ChatModel, settings: Settings) -> PreTrainedTokenizerBase:
         """With the template of the training: the one saved with the adapter, else what the training would take."""
         from training.chat_templates import OWN, use_template
         from training.model import load_tokenizer
 
-        saved = find_run(self._folders, what.adapter).folder if what.adapter else None
-        if saved and (saved / "tokenizer_config.json").is_file():
-            tokenizer = load_tokenizer(str(saved))
+        run = find_run(self._folders, what.adapter) if what.adapter else None
+        if run and run.has_tokenizer():
+            tokenizer = load_tokenizer(str(run.folder), trust_remote_code=settings.trust_remote_code)
             if tokenizer.chat_template:
                 return tokenizer
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
         use_template(tokenizer, self._folders, OWN)
         return tokenizer
 

@@ -85,8 +85,8 @@ class Resumable:
 def save_checkpoint(run: Run, model: TrainableModel, resumable: Resumable, progress: Progress) -> Checkpoint:
     """Write checkpoint-<step>; raises UserError when the disk is full."""
     folder = run.folder / f"{CHECKPOINT_PREFIX}{progress.step}"
-    _check_room(run.folder, 4 * _trained_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
-    with _whole_folder(folder) as partial:
+    check_room(run.folder, 4 * _trained_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
+    with whole_folder(folder) as partial:
         _save_model(run, model, partial)
         # Into a file of Python's: of a full disk torch's own would only say that a position is unexpected.
         with (partial / _STATE_FILE).open("wb") as file:
@@ -118,7 +118,7 @@ def delete_old_checkpoints(run: Run, keep_last: int) -> None:
 
 def save_result(run: Run, model: TrainableModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the adapter and the tokenizer, with the template used in training, into the run folder, each file whole."""
-    _check_room(run.folder, _trained_bytes(model))
+    check_room(run.folder, _trained_bytes(model))
     partial = run.folder / ".result.partial"
     shutil.rmtree(partial, ignore_errors=True)
     _save_model(run, model, partial)
@@ -162,7 +162,7 @@ def _save_model(run: Run, model: TrainableModel, folder: Path) -> None:
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that gets its name only when all is in it."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -187,7 +187,7 @@ def _trained_bytes(model: TrainableModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + _SPARE_BYTES:
         raise UserError(

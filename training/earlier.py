@@ -12,7 +12,6 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
-    PromptEncoderConfig,
     PromptLearningConfig,
     VeraConfig,
     load_peft_weights,
@@ -23,10 +22,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.adapters import earlier_adapter
-from training.errors import UserError
 from training.methods import attach, patterns, targets
 from training.model import load_adapter, load_tokenizer
 from training.paths import Folders
+from training.runs import TOKENIZER_CONFIG
 from training.settings import ALL_LINEAR, Settings
 
 _NAME = "default"  # PEFT's for an adapter that was given none
@@ -41,7 +40,8 @@ def training_tokenizer(source: str, settings: Settings, folders: Folders) -> Pre
     added: list[str] = []
     earlier = earlier_adapter(folders, settings) if settings.start_from else None
     if earlier and (saved := tokenizer_folder(earlier)):
-        known, theirs = tokenizer.get_vocab(), load_tokenizer(str(saved)).get_vocab()
+        known = tokenizer.get_vocab()
+        theirs = load_tokenizer(str(saved), trust_remote_code=settings.trust_remote_code).get_vocab()
         added = sorted((token for token in theirs if token not in known), key=theirs.__getitem__)
     tokenizer.add_tokens([*added, *settings.new_tokens])
     return tokenizer
@@ -49,22 +49,18 @@ def training_tokenizer(source: str, settings: Settings, folders: Folders) -> Pre
 
 def tokenizer_folder(adapter: Path) -> Path | None:
     """Where the tokenizer of an adapter lies: beside it, or in the run where it is a checkpoint."""
-    return next((f for f in (adapter, adapter.parent) if (f / "tokenizer_config.json").is_file()), None)
+    return next((f for f in (adapter, adapter.parent) if (f / TOKENIZER_CONFIG).is_file()), None)
 
 
 def continue_adapter(base: PreTrainedModel, folder: Path, settings: Settings) -> tuple[PeftModel, list[str]]:
     """The adapter in `folder`, ready to be trained at the rank of the settings, and what the user should know of it.
 
     A higher rank leaves what the adapter does untouched; a lower one keeps the main directions of each layer's update,
-    by its truncated singular value decomposition. Raises UserError when the method is another.
+    by its truncated singular value decomposition. `earlier_adapter` has looked before whether it can be continued.
     """
     config = PeftConfig.from_pretrained(str(folder))
-    assert config.peft_type is not None
-    kind = config.peft_type.value.lower().replace("_", " ")
-    if kind != settings.method.lower().replace("-", " "):
-        raise UserError(f"Start from: that adapter is of the kind {kind}, not {settings.method}: choose its method.")
     if isinstance(config, PromptLearningConfig):
-        return _continued_prompts(base, folder, config, settings)
+        return _continued_prompts(base, folder, settings), []
     notes = _kept(config, base, settings)  # while the base has its own layers
     model = load_adapter(base, folder, trainable=True)
     if not isinstance(config, LoraConfig):
@@ -78,8 +74,6 @@ def continue_adapter(base: PreTrainedModel, folder: Path, settings: Settings) ->
         patterns(settings.alpha_pattern),
     ):
         return model, notes
-    if config.modules_to_save:
-        raise UserError(f"Start from: it also trains {', '.join(config.modules_to_save)}: keep its rank and alpha.")
     notes.append(
         f"The earlier LoRA of rank {config.r} and alpha {config.lora_alpha} is continued at rank {settings.lora_rank} "
         f"and alpha {settings.lora_alpha}."
@@ -87,20 +81,12 @@ def continue_adapter(base: PreTrainedModel, folder: Path, settings: Settings) ->
     return _resized(model, config, settings), notes
 
 
-def _continued_prompts(
-    base: PreTrainedModel, folder: Path, config: PromptLearningConfig, settings: Settings
-) -> tuple[PeftModel, list[str]]:
+def _continued_prompts(base: PreTrainedModel, folder: Path, settings: Settings) -> PeftModel:
     """Virtual tokens as they were left; PEFT would load them to be used only, not to be trained."""
-    if isinstance(config, PromptEncoderConfig):
-        raise UserError(
-            "Start from: of P-tuning only the virtual tokens are saved, without the network that makes them: start "
-            "anew, because it cannot be continued."
-        )
-    count = config.num_virtual_tokens
-    model = attach(base, settings.model_copy(update={"virtual_tokens": count}))
+    model = attach(base, settings)
     assert isinstance(model, PeftModel)
     set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    return model, [] if count == settings.virtual_tokens else [f"The earlier adapter keeps its {count} virtual tokens."]
+    return model
 
 
 def _kept(config: PeftConfig, base: PreTrainedModel, settings: Settings) -> list[str]:
@@ -109,15 +95,18 @@ def _kept(config: PeftConfig, base: PreTrainedModel, settings: Settings) -> list
     own: dict[str, tuple[object, object]] = {"modules": (config.target_modules, _as_set(asked))}
     if isinstance(config, LoraConfig | VeraConfig | LoHaConfig | LoKrConfig):
         own["layers"] = (config.layers_to_transform, settings.layers)
+    if settings.train_fully:
+        own["modules trained fully"] = (set(config.modules_to_save or ()), set(settings.train_fully))
     if isinstance(config, LoraConfig):
         own["DoRA"] = (config.use_dora, settings.dora)
+        own["dropout"] = (config.lora_dropout, settings.lora_dropout)
     elif isinstance(config, VeraConfig | LoHaConfig | LoKrConfig):
         own["rank"] = (config.r, settings.lora_rank)
     differing = " and ".join(what for what, (its, wanted) in own.items() if its != wanted)
+    if not differing:
+        return []
     adapter = "LoRA" if isinstance(config, LoraConfig) else "adapter"
-    return [f"The earlier {adapter} keeps its own {differing}, which the settings cannot change any more."] * bool(
-        differing
-    )
+    return [f"The earlier {adapter} keeps its own {differing}, which the settings cannot change any more."]
 
 
 @dataclass(frozen=True)
@@ -131,13 +120,13 @@ class _Update:
 
 def _resized(model: PeftModel, config: LoraConfig, settings: Settings) -> PeftModel:
     updates = {name: _update(layer) for name, layer in _layers(model).items()}
+    modules = config.target_modules
     same_places = {
-        "target_modules": list(config.target_modules or [])
-        if not isinstance(config.target_modules, str)
-        else [ALL_LINEAR],
-        "target_pattern": config.target_modules if isinstance(config.target_modules, str) else "",
+        "target_modules": [ALL_LINEAR] if isinstance(modules, str) else sorted(modules or ()),
+        "target_pattern": modules if isinstance(modules, str) else "",
         "layer_range": ", ".join(map(str, _as_list(config.layers_to_transform))),
         "dora": config.use_dora,
+        "lora_dropout": config.lora_dropout,
     }
     resized = attach(model.unload(), settings.model_copy(update=same_places))
     assert isinstance(resized, PeftModel)

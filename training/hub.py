@@ -189,9 +189,12 @@ class _Fetching:
         self._say(file.rfilename, self._bytes_of(file))
         if not (folder / file.rfilename).exists():
             blob.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock(blob):
+            lock = self._lock(blob)
+            try:
                 if not blob.exists():
                     self._fetch_blob(file, blob, folder.name)
+            finally:
+                lock.release()
             hf_hub_download(
                 wanted.repo_id,
                 file.rfilename,
@@ -205,7 +208,7 @@ class _Fetching:
         self._say(file.rfilename)
 
     def _lock(self, blob: Path) -> FileLock:
-        """The lock that huggingface_hub takes too: two that append to one file would spoil it."""
+        """The lock that huggingface_hub takes too, taken: two that append to one file would spoil it."""
         path = self._cache / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)

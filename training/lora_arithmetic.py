@@ -1,18 +1,12 @@
 """Counts without a model: how many numbers a LoRA trains at each rank, and how much memory weights take.
 
-The layers of a few well-known models are written down here; those of a model on disk come from its config.json.
+The layers of a few well-known models are written down here; training.model_shape reads those of a model on disk.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-
-from pydantic import BaseModel, PositiveInt, ValidationError
-
-from training.errors import UserError
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BITS = (32, 16, 8, 4)
@@ -46,7 +40,7 @@ class Shape:
     blocks: int
     linears: tuple[Linear, ...]
     other: int
-    query_and_value: tuple[str, ...] = ("q_proj", "v_proj")
+    query_and_value: tuple[str, ...] = ("q_proj", "v_proj")  # empty where a model has no such layers
 
     @property
     def parameters(self) -> int:
@@ -81,108 +75,21 @@ def smallest_card(needed: float) -> int | None:
     return next((card for card in CARDS if needed <= _USABLE * card * GB), None)
 
 
-class _Config(BaseModel):
-    """The fields of a config.json that say how large the layers are."""
-
-    model_type: str
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    vocab_size: PositiveInt
-    num_key_value_heads: PositiveInt | None = None
-    head_dim: PositiveInt | None = None
-    tie_word_embeddings: bool | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Where a family of models differs from Llama, in blocks and in what its config may leave out."""
-
-    norms: int = 2  # of the hidden size, in a block
-    head_norms: bool = False  # on queries and keys, of the size of a head
-    query_key_value_bias: bool = False  # whatever the config says
-    reads_attention_bias: bool = True
-    reads_mlp_bias: bool = False
-    tied: bool = False  # the head is the embedding
-    head_dim: int | None = None
-
-
-_FAMILIES = {
-    "llama": _Family(reads_mlp_bias=True),
-    "mistral": _Family(reads_attention_bias=False),
-    "qwen2": _Family(query_key_value_bias=True, reads_attention_bias=False),
-    "qwen3": _Family(head_norms=True, head_dim=128),
-    "gemma": _Family(tied=True, head_dim=256),
-    "gemma2": _Family(tied=True, head_dim=256, norms=4),
-    "gemma3_text": _Family(tied=True, head_dim=256, norms=4, head_norms=True),
-}
-
-
-def shape_of(folder: Path) -> Shape:
-    """The sizes of the model in a folder, from its config.json; raises UserError where it is not built like Llama."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = values.get("model_type")
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"The config.json of '{folder.name}' cannot be read: copy the model again.") from None
-    if kind not in _FAMILIES:
-        raise UserError(
-            f"'{folder.name}' is of the kind '{kind}', whose layers this table cannot count: choose a model built like "
-            f"{', '.join(_FAMILIES)}."
-        )
-    try:
-        return _llama_like(folder.name, _Config.model_validate(values))
-    except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"The config.json of '{folder.name}' has no usable '{field}': copy the model again.") from None
-
-
-def _llama_like(name: str, config: _Config) -> Shape:
-    family = _FAMILIES[config.model_type]
-    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    head = config.head_dim or family.head_dim or hidden // heads
-    queries = heads * head
-    keys = (config.num_key_value_heads or heads) * head
-    attention = (
-        Linear("q_proj", hidden, queries),
+def _llama(name: str, sizes: tuple[int, int, int, int, int], vocabulary: int) -> Shape:
+    """Llama's blocks, without biases and with two norms; the head is not the embedding."""
+    hidden, inner, blocks, heads, key_heads = sizes
+    keys = hidden // heads * key_heads
+    linears = (
+        Linear("q_proj", hidden, hidden),
         Linear("k_proj", hidden, keys),
         Linear("v_proj", hidden, keys),
-        Linear("o_proj", queries, hidden),
-    )
-    mlp = (
+        Linear("o_proj", hidden, hidden),
         Linear("gate_proj", hidden, inner),
         Linear("up_proj", hidden, inner),
         Linear("down_proj", inner, hidden),
     )
-    biased: list[Linear] = []
-    if config.attention_bias and family.reads_attention_bias:
-        biased += attention
-    if family.query_key_value_bias:
-        biased += attention[:3]
-    if config.mlp_bias and family.reads_mlp_bias:
-        biased += mlp
-    small = family.norms * hidden + (2 * head if family.head_norms else 0) + sum(linear.outputs for linear in biased)
-    tied = family.tied if config.tie_word_embeddings is None else config.tie_word_embeddings
-    embeddings = config.vocab_size * hidden * (1 if tied else 2)
-    blocks = config.num_hidden_layers
-    return Shape(name, blocks, attention + mlp, embeddings + hidden + blocks * small)
-
-
-def _llama(name: str, sizes: tuple[int, int, int, int, int], vocabulary: int) -> Shape:
-    hidden, inner, blocks, heads, key_heads = sizes
-    config = _Config(
-        model_type="llama",
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=vocabulary,
-    )
-    return _llama_like(name, config)
+    norms = hidden * (2 * blocks + 1)
+    return Shape(name, blocks, linears, 2 * vocabulary * hidden + norms)
 
 
 def _falcon(name: str, hidden: int, blocks: int, key_heads: int, vocabulary: int) -> Shape:

@@ -6,7 +6,6 @@ What is measured is in memory_check.py, which the page does not import.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from training.allocator import training_environment
 from training.base_models import locate_base_model
 from training.errors import UserError
 from training.paths import PROJECT, Folders, write_atomically
@@ -158,7 +158,7 @@ class MemoryCheck(threading.Thread):
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"},
+                env={**training_environment(), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"},
             )
         try:
             ran_out = self._follow(process, folder)

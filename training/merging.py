@@ -2,53 +2,69 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
 from training.adapters import earlier_adapter
+from training.checkpoints import check_room, whole_folder
 from training.earlier import tokenizer_folder
 from training.errors import UserError
 from training.model import fit_embeddings, load_adapter, load_base, load_tokenizer
-from training.paths import Folders, safe_name
-from training.settings import Precision, Settings
+from training.paths import MAX_NAME_LENGTH, Folders, free_path, safe_name
+from training.runs import ADAPTER_WEIGHTS
+from training.settings import Settings
 
-
-def merged_name(settings: Settings) -> str:
-    """The name in models/ of the base with the adapter of `start_from` in it."""
-    return safe_name(settings.start_from.replace("/", "-") + "-merged")
+_ORIGIN = "merged_from.json"
+_SUFFIX = "-merged"
+_ROOM = 8  # letters left free for a number behind the name
 
 
 def merge(folders: Folders, source: str, settings: Settings) -> Path:
-    """The merged model's folder; it is made if it is not there or older than the adapter.
+    """The folder in models/ of the base with the adapter of `start_from` in it; one made before is taken again.
 
-    Raises UserError where the adapter is gone, is of another base, or of a kind that cannot be merged.
+    Raises UserError where the adapter is gone or of another base, and where the base is stored quantized.
     """
     adapter = earlier_adapter(folders, settings)
-    folder = folders.models / merged_name(settings)
-    if folder.is_dir() and folder.stat().st_mtime >= adapter.stat().st_mtime:
-        return folder
     config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
     if "quantization_config" in config.to_dict():
         raise UserError(
             "Start from: the base model is stored quantized, and the sum would be rounded so coarsely that much of the "
             "LoRA is lost: continue it instead."
         )
-    # In the type of the base's files, never quantized: the sum is rounded once, as its files are.
-    precision: Precision = "32-bit" if config.dtype == torch.float32 else "16-bit"
-    base = load_base(source, Settings(precision=precision, trust_remote_code=settings.trust_remote_code))
+    weights = hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
+    origin = {"base_model": settings.base_model, "adapter": settings.start_from, "sha256": weights}
+    if (made := _made_before(folders, origin)) is not None:
+        return made
+    # Whole numbers are added up, and the sum is rounded once, to the type of the base's files.
+    whole = Settings(precision="32-bit", trust_remote_code=settings.trust_remote_code)
+    base = load_base(source, whole)
     tokenizer = load_tokenizer(str(tokenizer_folder(adapter) or source), trust_remote_code=settings.trust_remote_code)
     fit_embeddings(base, tokenizer)
-    model = load_adapter(base, adapter)
-    if model.peft_config["default"].is_prompt_learning:
-        raise UserError("Start from: virtual tokens cannot be merged into a model: continue that adapter instead.")
-    merged = model.merge_and_unload(safe_merge=True)
-    partial = folders.models / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    merged.save_pretrained(str(partial))
-    tokenizer.save_pretrained(str(partial))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    merged = load_adapter(base, adapter).merge_and_unload(safe_merge=True).to(config.dtype or torch.float32)
+    check_room(folders.models, sum(p.numel() * p.element_size() for p in merged.parameters()))
+    folder = free_path(folders.models / _name(settings))
+    with whole_folder(folder) as partial:
+        merged.save_pretrained(str(partial))
+        tokenizer.save_pretrained(str(partial))
+        (partial / _ORIGIN).write_text(json.dumps(origin, indent=2), encoding="utf-8")
     return folder
+
+
+def _name(settings: Settings) -> str:
+    name = settings.start_from.replace("/", "-").encode()[: MAX_NAME_LENGTH - len(_SUFFIX) - _ROOM]
+    return safe_name(name.decode(errors="ignore") + _SUFFIX)
+
+
+def _made_before(folders: Folders, origin: dict[str, str]) -> Path | None:
+    """The merged model of this very base and adapter, if it is there."""
+    for file in folders.models.glob(f"*/{_ORIGIN}"):
+        try:
+            if json.loads(file.read_text(encoding="utf-8")) == origin:
+                return file.parent
+        except ValueError:
+            continue  # damaged: it is made anew
+    return None

@@ -68,7 +68,13 @@ def load_base(source: str, settings: Settings) -> PreTrainedModel:
     For full fine-tuning in float32, since what is trained stays in 32 bits.
     """
     dtype = torch.float32 if settings.method == FULL else compute_dtype(settings.precision)
-    quantization = _quantization(settings, read_config(Path(source), Path(source).name).get("model_type", ""))
+    config = read_config(Path(source), Path(source).name)
+    quantization = _quantization(settings, config.get("model_type", ""))
+    stored = config.get("quantization_config")
+    if stored and quantization and stored.get(f"load_in_{settings.precision.replace('-', '')}") is not True:
+        raise UserError(
+            f"Load in: '{Path(source).name}' is stored quantized already: choose 16-bit, which takes it as it is."
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source,

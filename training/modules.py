@@ -60,6 +60,16 @@ def module_kinds(model: PreTrainedModel) -> list[ModuleKind]:
     return list(kinds.values())
 
 
+def linear_sizes(model: PreTrainedModel) -> list[tuple[str, int, int]]:
+    """Each single one of these layers: its full name, its inputs and its outputs."""
+    sizes = []
+    for name, layer in _linear_layers(model).items():
+        rows, columns = layer.weight.shape
+        # A Conv1D keeps its weight the other way round.
+        sizes.append((name, rows, columns) if isinstance(layer, Conv1D) else (name, columns, rows))
+    return sizes
+
+
 def layer_count(model: PreTrainedModel) -> int:
     """How many layers, or blocks, the model has."""
     return int(model.config.get_text_config().num_hidden_layers)

@@ -163,7 +163,8 @@ def list_models(folders: Folders) -> list[str]:
 
     own = []
     if folders.models.is_dir():
-        own = sorted(p.name for p in folders.models.iterdir() if (p / "config.json").is_file())
+        found = (p for p in folders.models.iterdir() if not p.name.startswith("."))  # hidden ones are half made
+        own = sorted(p.name for p in found if (p / "config.json").is_file())
     whole = cached_models(cache_folder(folders.hub_cache))
     return own + [name for name, facts in whole if not why_not(facts, run_code=True)]
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from training import data, model
 from training.adapters import earlier_adapter
-from training.base_models import cutoff_warning, locate_base_model
+from training.base_models import cutoff_warning, is_hub_name, locate_base_model
 from training.batches import collate
 from training.checkpoints import save_initial_adapter, save_result
 from training.earlier import training_tokenizer
@@ -47,8 +47,12 @@ def train_run(run: Run, folders: Folders) -> bool:
     if settings.start_from and settings.start_as == "merge it into the base":
         settings, source = _merged_base(run, folders, source)
     set_seed(settings.seed)
-    tokenizer = training_tokenizer(source, settings, folders)
-    earlier = earlier_adapter(folders, settings) if settings.start_from else None
+    checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
+    if checkpoint and run.has_tokenizer():  # what the run began from may be gone by now
+        tokenizer, earlier = model.load_tokenizer(str(run.folder), trust_remote_code=settings.trust_remote_code), None
+    else:
+        tokenizer = training_tokenizer(source, settings, folders)
+        earlier = earlier_adapter(folders, settings) if settings.start_from else None
     if warning := cutoff_warning(settings, source):
         run.append(Note(level="warning", text=warning))
     try:
@@ -57,7 +61,6 @@ def train_run(run: Run, folders: Folders) -> bool:
         return False
     log.info("%d examples to train on, %d held out", len(prepared.train), len(prepared.evaluation))
 
-    checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
     trainable = _load_model(run, source, tokenizer, checkpoint, earlier)
     pad_token_id = int(tokenizer.pad_token_id)
     if not checkpoint and not earlier:
@@ -113,7 +116,7 @@ def _merged_base(run: Run, folders: Folders, source: str) -> tuple[Settings, str
 
 def _few_steps(count: int) -> str:
     steps = "1 step" if count == 1 else f"{count} steps"
-    return f"This training has only {steps}, so the LoRA will hardly change: lower the batch size or raise the epochs."
+    return f"This training has only {steps}, so the model will hardly change: lower the batch size or raise the epochs."
 
 
 class _StopAskedFor(Exception):  # noqa: N818 - no error
@@ -126,6 +129,7 @@ def _prepare_data(
     """The examples; whatever the user should know about them becomes a note of the run."""
     if note := data.set_template(tokenizer, settings, folders):
         run.append(Note(text=note))
+    tokenizer.save_pretrained(str(run.folder))  # with the template, for a chat with a checkpoint while the run goes on
     done, said_at = 0, time.monotonic()
 
     def count(records: int) -> None:
@@ -155,6 +159,8 @@ def _load_model(
     if checkpoint and not is_whole and not is_saved_otherwise(settings):
         return model.load_adapter(base, checkpoint.folder, trainable=True)
     trainable, notes = add_method(base, settings, earlier)
+    if isinstance(trainable, PeftModel) and is_hub_name(settings.base_model):  # not the path of this computer's cache
+        trainable.peft_config["default"].base_model_name_or_path = settings.base_model
     for note in notes:
         run.append(Note(text=note))
     return trainable

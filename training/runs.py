@@ -23,6 +23,7 @@ SETTINGS_FILE = "settings.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 _CHECKPOINT = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
 # What may differ when a run goes on: none of it changes what was learnt so far.
@@ -166,6 +167,10 @@ class Run:
     def has_result(self) -> bool:
         """Whether what was trained is there: an adapter, or a whole model."""
         return is_adapter(self.folder) or is_whole_model(self.folder)
+
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer of the training lies beside the adapter, with its template."""
+        return (self.folder / TOKENIZER_CONFIG).is_file()
 
     def checkpoints(self) -> list[Checkpoint]:
         """The complete checkpoints, oldest first."""

@@ -91,8 +91,9 @@ _SCALED: tuple[Method, ...] = ("LoRA", "LoHa", "LoKr")
 ON_MODULES: tuple[Method, ...] = (*_RANKED, "IA3")  # the others have no modules to choose
 PROMPT_METHODS: tuple[Method, ...] = ("prefix tuning", "prompt tuning", "P-tuning")
 FULL: Method = "full fine-tuning"
+_MOST_LAYERS = 10_000  # far more than any model has
 _LAYERS = re.compile(r"\s*\d+\s*(-\s*\d+\s*)?(,\s*\d+\s*(-\s*\d+\s*)?)*")
-_PATTERNS = re.compile(r"\s*[^\s=,]+\s*=\s*\d+\s*(,\s*[^\s=,]+\s*=\s*\d+\s*)*")
+_PATTERNS = re.compile(r"\s*[^\s=,]+\s*=\s*0*[1-9]\d*\s*(,\s*[^\s=,]+\s*=\s*0*[1-9]\d*\s*)*")
 
 
 def setting(
@@ -565,7 +566,8 @@ class Settings(BaseModel):
     @field_validator("layer_range")
     @classmethod
     def _names_layers(cls, value: str) -> str:
-        if value and not _LAYERS.fullmatch(value):
+        ends = [part.split("-") for part in value.split(",")] if _LAYERS.fullmatch(value) else []
+        if (value and not all(int(end[0]) <= int(end[-1]) < _MOST_LAYERS for end in ends)) or bool(value) != bool(ends):
             raise UserError(f"'{value}' names no layers: write it like 16-31, or 0-3, 28.")
         return value
 
@@ -614,14 +616,20 @@ class Settings(BaseModel):
         if self.method == FULL:
             if self.precision in ("8-bit", "4-bit"):
                 problems["precision"] = "full fine-tuning changes the weights themselves: load them in 16-bit."
-            if self.start_from:
-                problems["start_from"] = "full fine-tuning starts from the base model: merge the LoRA into it first."
+            if self.start_from and self.start_as == "continue it":
+                problems["start_as"] = "full fine-tuning cannot continue an adapter: merge it into the base."
         if self.method == "prefix tuning" and self.gradient_checkpointing:
             problems["gradient_checkpointing"] = "prefix tuning does not work with it: untick it."
+        if self.new_tokens and self.method in PROMPT_METHODS:
+            problems["new_tokens"] = f"{self.method} trains no embeddings, so they would stay random: leave this empty."
+        if self.target_pattern and self.layer_range:
+            problems["layer_range"] = "the module pattern names the layers itself: leave one of the two empty."
         if self.method == "LoRA":
             if self.initialization in ("PiSSA", "OLoRA"):
                 if self.precision in ("8-bit", "4-bit"):
                     problems["initialization"] = f"{self.initialization} changes the weights: load the model in 16-bit."
+                elif self.train_fully or self.new_tokens:
+                    problems["initialization"] = f"{self.initialization} cannot be saved beside modules trained fully."
                 elif self.rank_stabilized or self.dora or self.rank_pattern or self.alpha_pattern:
                     problems["initialization"] = (
                         f"{self.initialization} works with neither rsLoRA, DoRA nor ranks and alphas of their own."
@@ -629,7 +637,7 @@ class Settings(BaseModel):
             if self.initialization == "LoftQ" and self.precision != "4-bit":
                 problems["initialization"] = "LoftQ makes up for what 4-bit loading loses: load the model in 4-bit."
             if self.initialization == "EVA" and self.rank_pattern:
-                problems["rank_pattern"] = "EVA gives each module a rank by itself: leave this empty."
+                problems["rank_pattern"] = "EVA gives every module the same rank: leave this empty."
             if self.initialization != "default" and self.start_from and self.start_as == "continue it":
                 problems["initialization"] = "an earlier LoRA that is continued has its weights already: take default."
         return problems

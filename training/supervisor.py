@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from training.adapters import earlier_adapter
+from training.allocator import training_environment
 from training.base_models import locate_base_model
 from training.chat_templates import load_template
 from training.data_files import iter_text
@@ -95,7 +96,7 @@ class TrainingThread(threading.Thread):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 creationflags=_WINDOWS_PROCESS_GROUP,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"},
+                env={**training_environment(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"},
             )
         log.info("the worker of %s has process id %d", self.training_run.name, process.pid)
         return process
@@ -165,6 +166,8 @@ def start(settings: Settings, folders: Folders) -> TrainingThread:
     """Make the run folder and launch its training thread; raises UserError when a run is going on or cannot be made."""
     parse_runnable(settings.model_dump())
     locate_base_model(folders, settings.base_model, run_code=settings.trust_remote_code)
+    if settings.start_from.partition("/")[0] == settings.name and settings.if_exists == "overwrite":
+        raise UserError(f"Name: overwriting '{settings.name}' would take away what is started from: choose another.")
     if settings.start_from:
         earlier_adapter(folders, settings)
     _check_data(settings, folders)

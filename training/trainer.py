@@ -140,7 +140,8 @@ class Trainer:
     def _diverged(self, value: float, what: str) -> UserError:
         return UserError(
             f"The {what} became {value} at step {self._progress.step + 1}, so the training was ended before it could "
-            "spoil the LoRA. Copy this run's settings, lower the learning rate or lengthen the warm-up, and start anew."
+            "spoil what was learnt. Copy this run's settings, lower the learning rate or lengthen the warm-up, and "
+            "start anew."
         )
 
     def _evaluation_is_due(self, saving: bool) -> bool:

@@ -14,6 +14,7 @@ from gradio.components import Component
 from training.dataset_format import column_names
 from training.errors import UserError
 from training.formats import Columns, load_columns, parse_columns, save_columns
+from training.libraries import load_libraries
 from training.parsing import parse
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files, list_data_files
 from training.settings import Settings
@@ -243,6 +244,7 @@ class DatasetsTab:
             raise UserError("No data file is chosen: pick one or upload yours.")
         progress(None, desc="Reading the data")
         # Here, because it takes torch seconds to be imported.
+        load_libraries()
         from training.data_check import check_data
 
         done = 0

@@ -51,6 +51,8 @@ def _mark(shape: Shape, chosen: Shape | None) -> str:
 
 
 def _trained(shape: Shape, rank: int, only_query_and_value: bool) -> str:
+    if only_query_and_value and not shape.query_and_value:
+        return "&ndash;"
     number = shape.trainable(rank, shape.query_and_value if only_query_and_value else None)
     return f"{number:,}<span>{_percent(number / shape.parameters)}</span>"
 

@@ -9,8 +9,10 @@ import gradio as gr
 
 from training.adapter_spectrum import spectrum
 from training.adapters import adapter_folder
+from training.base_models import local_base_model
 from training.errors import UserError
-from training.lora_arithmetic import Shape, shape_of
+from training.libraries import load_libraries
+from training.lora_arithmetic import Shape
 from training.paths import Folders, list_models
 from training.settings import Settings
 from ui.chat_log import adapter_choices, checkpoint_choices, kept, step_of
@@ -25,6 +27,7 @@ STYLE = _STATIC / "learn.css"  # the page gives it to `launch`
 LINKS = (_STATIC / "learn_links.js").read_text(encoding="utf-8")
 _ALL, _QUERY_AND_VALUE = "All linear layers", "Queries and values only"
 _NO_MODEL = ""
+_TABLE = "learn-rank-table"  # also what keeps its events in turn, so that the last choice is the last to be shown
 _NOTHING_CHOSEN = '<p class="graft-quiet">Choose a LoRA to see what it has made of its rank.</p>'
 
 
@@ -53,20 +56,24 @@ class LearnTab:
 
     def _build_ranks(self) -> None:
         models = self._model_choices()
-        default = Settings.model_fields["base_model"].default
-        model = default if default in list_models(self._folders) else _NO_MODEL
+        model = kept(models, Settings.model_fields["base_model"].default)
         with gr.Row():
             self._targets = gr.Radio(
                 [_ALL, _QUERY_AND_VALUE],
                 value=_ALL,
                 label="A LoRA on",
-                info="Falcon keeps queries, keys and values in one layer, which then counts as a whole.",
+                info="Where queries, keys and values share a layer, as in Falcon, it counts as a whole.",
                 elem_id="learn-targets",
             )
             self._model = gr.Dropdown(
-                models, value=model, label="Beside them", info="A folder in models/.", elem_id="learn-model"
+                models,
+                value=model,
+                label="Beside them",
+                info="A model on this computer. Counting the first one takes a few seconds.",
+                elem_id="learn-model",
             )
-        self._ranks = gr.HTML(self._rank_table(_ALL, model), elem_id="learn-rank-table")
+        # Counting the chosen model imports torch, which waits until the tab is selected.
+        self._ranks = gr.HTML(self._rank_table(_ALL, _NO_MODEL), elem_id=_TABLE)
 
     def _build_spectrum(self) -> None:
         with gr.Row():
@@ -80,35 +87,38 @@ class LearnTab:
         self._spectrum = gr.HTML(_NOTHING_CHOSEN, elem_id="learn-spectrum-result", min_height=80)
 
     def _wire(self) -> None:
-        gr.on(
-            [self._targets.input, self._model.input],
-            self._rank_table,
-            [self._targets, self._model],
-            self._ranks,
-            **QUIET,
-        )
+        gr.on([self._targets.input, self._model.input], **self._counting())
         # A big adapter takes seconds, so that here something turns meanwhile.
         reading: dict[str, Any] = {"show_progress_on": self._spectrum, "api_visibility": "private"}
         self._adapter.input(self._choose, self._adapter, [self._checkpoint, self._spectrum], **reading)
         self._checkpoint.input(self._drawn, [self._adapter, self._checkpoint], self._spectrum, **reading)
 
+    def _counting(self) -> dict[str, Any]:
+        return {
+            "fn": self._rank_table,
+            "inputs": [self._targets, self._model],
+            "outputs": self._ranks,
+            "trigger_mode": "always_last",
+            "concurrency_id": _TABLE,
+            **QUIET,
+        }
+
     def refresh_on(self, *triggers: Any) -> None:
-        """Look for new models and LoRAs at each of these events, such as `tab.select`."""
+        """Look for new models and LoRAs at each of these events, such as `tab.select`, and count the chosen model."""
         gr.on(
             triggers,
             self._refreshed,
-            [self._targets, self._model, self._adapter, self._checkpoint],
-            [self._model, self._ranks, self._adapter, self._checkpoint],
+            [self._model, self._adapter, self._checkpoint],
+            [self._model, self._adapter, self._checkpoint],
             **QUIET,
-        )
+        ).then(**self._counting())
 
-    def _refreshed(self, targets: str, model: str | None, adapter: str | None, checkpoint: str | None) -> list[Any]:
+    def _refreshed(self, model: str | None, adapter: str | None, checkpoint: str | None) -> list[Any]:
         models, adapters = self._model_choices(), adapter_choices(self._folders)
         model, adapter = kept(models, model), kept(adapters, adapter)
         checkpoints = checkpoint_choices(self._folders, adapter)
         return [
             gr.update(choices=models, value=model),
-            self._rank_table(targets, model),
             gr.update(choices=adapters, value=adapter),
             gr.update(choices=checkpoints, value=kept(checkpoints, checkpoint), interactive=bool(adapter)),
         ]
@@ -117,6 +127,7 @@ class LearnTab:
         return [("None", _NO_MODEL), *((name, name) for name in list_models(self._folders))]
 
     def _rank_table(self, targets: str, model: str | None) -> str:
+        few = targets == _QUERY_AND_VALUE
         shape: Shape | None = None
         said = ""
         if model:
@@ -124,12 +135,22 @@ class LearnTab:
                 shape = self._shape(model)
             except UserError as error:
                 said = note_html(str(error), "warning")
-        return said + rank_table_html(shape, only_query_and_value=targets == _QUERY_AND_VALUE)
+        if few and shape and not shape.query_and_value:
+            said = note_html(f"{model} has no layers for queries and values.")
+        return said + rank_table_html(shape, only_query_and_value=few)
 
     def _shape(self, model: str) -> Shape:
-        if model not in list_models(self._folders):
-            raise UserError(f"There is no model '{model}' in {self._folders.models} any more: choose another.")
-        return shape_of(self._folders.models / model)
+        load_libraries()
+        from training.model_shape import shape_of  # here, because it imports torch
+
+        try:
+            source = local_base_model(self._folders, model)
+        except UserError:
+            local_base_model(self._folders, model, run_code=True)  # raises again where it is not for its code
+            raise UserError(
+                f"'{model}' runs program code of its own, which is not run for this table: choose another model."
+            ) from None
+        return shape_of(source, model)
 
     def _choose(self, adapter: str | None) -> list[Any]:
         """The checkpoints of a LoRA that was just chosen, and what it made of its rank."""

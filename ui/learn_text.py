@@ -59,7 +59,8 @@ TARGETS = _heading("learn-target-modules") + (
     "<p>In each block of a model there are linear layers for attention (queries, keys, values, output) and for the "
     "feed-forward part. The first LoRAs were put on queries and values only. On all linear layers they come close to "
     f"full fine-tuning, even at low rank ({paper('Dettmers et al., 2023', '2305.14314')}), which is why that is the "
-    "usual choice. The table gives the numbers in A and B by rank, and their share of all numbers of the model.</p>"
+    "usual choice. The table gives the numbers in A and B by rank, and their share of all numbers of the model, for "
+    "four well-known models and for one of yours, whose layers are counted whatever its family.</p>"
 )
 
 PRECISION = _heading("learn-precision") + (
@@ -172,8 +173,8 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method(
             "EVA",
             (("Paischer et al., 2024", "2410.07170"),),
-            "A begins with the main directions of what your data brings into each layer; layers that need more get a "
-            "higher rank.",
+            "A begins with the main directions of what your data brings into each layer. The paper also gives some "
+            "layers more rank than others; here all keep the one you ask for.",
             "When a pass over the data before the training is no trouble.",
         ),
     ),

@@ -135,11 +135,12 @@ class ModelBox:
                 return self._look()
             updates: dict[Component, Any] = dict(refresh())
             updates[base_model] = updates.get(base_model, {}) | gr.update(value=download.repo_id)
-            return self._look() | updates
+            # By itself it is told anew only when the box's value changes, and it may have been this one all along.
+            return self._look() | updates | {self.about: about_html(self._folders, download.repo_id)}
 
         self._start.click(start, [self._name, self._token, run_code], shown, **QUIET)
         self._cancel.click(self._stop, None, None, **QUIET)
-        self._timer.tick(tick, None, {*shown, base_model, *outputs}, **QUIET)
+        self._timer.tick(tick, None, {*shown, base_model, self.about, *outputs}, **QUIET)
         page.load(lambda: self._look(opened=True), None, shown, **QUIET)
         page.load(None, js=_NOT_TO_BE_KEPT)
 

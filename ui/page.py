@@ -15,6 +15,7 @@ from ui.chat_tab import STYLE as CHAT_STYLE
 from ui.chat_tab import ChatTab, build_chat_tab
 from ui.datasets_tab import STYLE as DATA_STYLE
 from ui.datasets_tab import DatasetsTab
+from ui.estimate_box import STYLE as ESTIMATE_STYLE
 from ui.events import QUIET
 from ui.learn_tab import LINKS as LEARN_LINKS
 from ui.learn_tab import STYLE as LEARN_STYLE
@@ -113,7 +114,15 @@ def launch_options() -> dict[str, Any]:
             block_title_text_color_dark="*body_text_color",
             block_title_padding="0",
         ),
-        "css_paths": [_STATIC / "page.css", CHAT_STYLE, DATA_STYLE, LEARN_STYLE, MEMORY_STYLE, MODEL_STYLE],
+        "css_paths": [
+            _STATIC / "page.css",
+            CHAT_STYLE,
+            DATA_STYLE,
+            ESTIMATE_STYLE,
+            LEARN_STYLE,
+            MEMORY_STYLE,
+            MODEL_STYLE,
+        ],
         "head": (_STATIC / "head.html").read_text(encoding="utf-8"),
         "footer_links": [],
         "max_file_size": _MAX_UPLOAD,

@@ -11,6 +11,7 @@ from gradio.components import Component
 
 from training.base_models import locate_base_model
 from training.errors import UserError
+from training.libraries import load_libraries
 from training.paths import Folders
 from training.settings import ALL_LINEAR
 from training.settings_info import describe
@@ -203,6 +204,7 @@ class TargetBox:
         if run_code and self._needs_code(base):
             return "The model's own code runs in the training only, not for this list"
         # Here, because it brings torch along, without which the page opens faster.
+        load_libraries()
         from training.module_choices import module_choices
 
         return module_choices(source)

@@ -16,6 +16,7 @@ from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, list_data_f
 from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
 from ui.earlier_box import EarlierBox
+from ui.estimate_box import EstimateBox
 from ui.events import QUIET
 from ui.form import SettingsForm, default_values
 from ui.memory_box import MemoryBox
@@ -43,6 +44,7 @@ class TrainingTab:
         self.form = SettingsForm(folders, default_values() | (first.settings if first else {}))
         self._model_box = ModelBox(folders)
         self.memory_box = MemoryBox(folders)
+        self._estimate = EstimateBox(folders)
         self._earlier = EarlierBox(folders, self.form)
         self._method = MethodBox(self.form, TargetBox(folders, self.form))
         with gr.Row(elem_id="training-row"):
@@ -50,6 +52,7 @@ class TrainingTab:
                 self._build_form(first)
             with gr.Column(scale=5, min_width=380, elem_id="monitor"):
                 self.monitor = MonitorPanel(folders, histories)
+                self._estimate.build()
 
     def _build_form(self, first: Preset | None) -> None:
         render = self.form.render
@@ -179,6 +182,14 @@ class TrainingTab:
             form.controls["micro_batch_size"],
         )
         self.monitor.starts.change(self.memory_box.stop, None, None, **QUIET)
+        gr.on(
+            [page.load, self.kind.change, *(control.change for control in form.components)],
+            lambda kind, *values: self._estimate.update(self.data_values(kind, values)),
+            [self.kind, *form.components],
+            self._estimate.shown,
+            trigger_mode="always_last",
+            **QUIET,
+        )
         self._method.wire(self._start)
         self._earlier.wire(page)
         # Consent is for one publisher's code.
