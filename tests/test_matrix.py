@@ -19,7 +19,9 @@ from training.skeleton import skeleton
 
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA all-linear": {"learning_rate": 5e-3},
-    "LoRA attention only": {},
+    "LoRA attention only": {
+        "learning_rate": 5e-3,
+    },
     "DoRA": {"dora": True, "learning_rate": 5e-3},
     "IA3": {"method": "IA3", "learning_rate": 0.1},
     "prefix tuning": {"method": "prefix tuning", "learning_rate": 0.1},

@@ -129,7 +129,7 @@ class Settings(BaseModel):
         "16-bit",
         "Load in",
         "4-bit takes about a quarter of the memory of 16-bit and learns nearly as well, a little slower. "
-        "16-bit is bfloat16 where the GPU or processor can compute it.",
+        "Without a GPU, 16-bit is computed in 32-bit.",
         Group.MODEL,
     )
     quantization_type: QuantizationType = setting(
