@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-_THRESHOLD = ("MALLOC_MMAP_THRESHOLD_", str(2**20))  # bytes; of smaller ones too few are freed to matter
+_THRESHOLD = ("MALLOC_MMAP_THRESHOLD_", str(2**20))  # bytes: giving smaller blocks back costs half as much time again
 
 
 def training_environment() -> dict[str, str]:
