@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
+import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.errors import UserError
 from training.paths import Folders
+
+if TYPE_CHECKING:
+    from training.supervisor import Supervisor
+
+PASSWORD = "GRAFT_PASSWORD"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +30,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0 lets other computers in")
     parser.add_argument("--port", type=int, default=7860, help="port to serve on")
     parser.add_argument("--share", action="store_true", help="also open a public link through Gradio's servers")
+    parser.add_argument(
+        "--password",
+        default=argparse.SUPPRESS,  # the help says in words what happens without one
+        help=f"what the page asks for before it opens; {PASSWORD} in the environment does the same and is not seen in "
+        "the list of programs (default: none while only this computer is let in, else one is made and printed)",
+    )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser window")
+    parser.add_argument(
+        "--stop-runs-on-exit",
+        action="store_true",
+        help="when the page ends, trainings save and end too; else they go on, and the next start shows them",
+    )
     parser.add_argument("--models-dir", type=Path, default=Folders.models, help="folder of the base models")
     parser.add_argument("--datasets-dir", type=Path, default=Folders.datasets, help="folder of the data files")
     parser.add_argument("--loras-dir", type=Path, default=Folders.loras, help="folder the LoRAs are saved in")
@@ -32,6 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Serve the page until Ctrl+C; the exit code is 1 when it cannot be served."""
     arguments = build_parser().parse_args()
+    # Taken out, because trainings get the environment of the page, and with it the code that a model brings.
+    password: str | None = vars(arguments).get("password", os.environ.pop(PASSWORD, None))
+    if password is not None and not password.strip():
+        print(f"The password is empty: give one after --password or in {PASSWORD}, or leave both out.", file=sys.stderr)
+        return 1
     if problem := port_problem(arguments.host, arguments.port):
         print(problem, file=sys.stderr)
         return 1
@@ -39,6 +63,8 @@ def main() -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+    from training.supervisor import Supervisor
+    from ui.access import is_loopback, launch_door, warning
     from ui.page import build_page, launch_options
 
     folders = Folders(
@@ -51,14 +77,39 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    build_page(folders).launch(
-        server_name=arguments.host,
-        server_port=arguments.port,
-        share=arguments.share,
-        inbrowser=not arguments.no_browser and has_screen(),
-        **launch_options(),
-    )
+    if arguments.share or not is_loopback(arguments.host):
+        made = "" if password else secrets.token_urlsafe(16)
+        password = password or made
+        print(warning(made, is_public=arguments.share), file=sys.stderr, flush=True)
+    supervisor = Supervisor(folders)
+    page = build_page(folders, supervisor)
+    supervisor.keep_looking()
+    # Asked to end by the system, it ends as after Ctrl+C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=arguments.share,
+            inbrowser=not arguments.no_browser and has_screen(),
+            **launch_door(password, arguments.port),
+            **launch_options(),
+        )
+    except KeyboardInterrupt:
+        pass  # before or while Gradio waits for one itself
+    finally:
+        _end(supervisor, stop_runs=arguments.stop_runs_on_exit)
     return 0
+
+
+def _end(supervisor: Supervisor, *, stop_runs: bool) -> None:
+    """Say what becomes of the runs, and wait for those that are to save first."""
+    names = ", ".join(f"'{run.name}'" for run in supervisor.followed())
+    if names and stop_runs:
+        print(f"Stopping {names} and saving ... (Ctrl+C once more leaves them to it)", flush=True)
+    elif names:
+        print(f"{names} goes on training; start Graft again to see it, or to stop it.", flush=True)
+    supervisor.close(stop_runs=stop_runs)
 
 
 def port_problem(host: str, port: int) -> str:

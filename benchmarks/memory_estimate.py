@@ -170,7 +170,7 @@ def measure(case: Case, root: Path) -> dict[str, int]:
     from training import model as models
     from training.methods import attach, parameter_counts
     from training.paths import Folders
-    from training.runs import create_run
+    from training.run_store import create_run
     from training.trainer import Trainer
 
     settings = settings_of(case)

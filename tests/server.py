@@ -36,10 +36,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(folders: Folders, log: Path) -> Iterator[Server]:
-    """`python app.py` over these folders, until the block ends."""
+def running_server(folders: Folders, log: Path, *options: str) -> Iterator[Server]:
+    """`python app.py` over these folders, with more options if wanted, until the block ends."""
     port = free_port()
-    command = [sys.executable, "app.py", "--no-browser", f"--port={port}"]
+    command = [sys.executable, "app.py", "--no-browser", f"--port={port}", *options]
     command += [f"--{name}-dir={getattr(folders, name)}" for name in ("models", "datasets", "loras")]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT)

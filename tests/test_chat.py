@@ -18,11 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from training.adapters import adapter_folder, base_of
-from training.chat import Chat, ChatModel, Reply, checked
+from training.chat import PUT_AWAY, Chat, ChatModel, Reply, checked
 from training.errors import UserError
 from training.formats import Message
 from training.generation import end_tokens
 from training.paths import Folders
+from training.run_state import Status
 from training.runs import Run, find_run
 from training.sampling import Sampling, describe_sampling, make_sampling
 from training.settings import Precision, Settings
@@ -190,6 +191,56 @@ def test_a_second_chat_waits_its_turn(chat: Chat) -> None:
     assert next(replies).status == "Waiting for the answer to another chat ..."
     chat._lock.release()
     assert last(replies).text == expected
+
+
+def test_a_training_ends_the_answer_and_takes_the_memory(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import generation
+
+    stop = threading.Event()  # that of the reader, which giving way sets too
+    put = generation._Stream.put
+
+    def put_and_wait(stream: Any, ids: Any) -> None:
+        """The model writes no further before it has to give way."""
+        put(stream, ids)
+        if stream.text().rstrip("\ufffd"):
+            stop.wait(timeout=60)
+
+    monkeypatch.setattr(generation, "_SECONDS_BETWEEN_PIECES", 0)
+    monkeypatch.setattr(generation._Stream, "put", put_and_wait)
+    training = threading.Thread(target=chat.give_way)
+    for reply in chat.reply(BASE, HELLO, Sampling(temperature=0, max_tokens=200), stop_event=stop):
+        if reply.text and not training.ident:
+            training.start()
+    training.join(60)
+    assert reply.status == PUT_AWAY and reply.text
+    assert chat._loaded is None and chat.put_away
+    stop.set()
+    assert answer(chat) and not chat.put_away
+
+
+def test_who_waits_for_a_turn_is_told_of_the_training(chat: Chat) -> None:
+    chat._lock.acquire()
+    replies = chat.reply(BASE, HELLO, GREEDY)
+    assert next(replies).status == "Waiting for the answer to another chat ..."
+    training = threading.Thread(target=chat.give_way)
+    training.start()
+    assert last(replies).status == PUT_AWAY
+    chat._lock.release()
+    training.join(60)
+    assert not chat.put_away, "nothing was loaded"
+
+
+def test_a_model_loaded_beside_a_training_says_so(chat: Chat, folders: Folders) -> None:
+    run = Run(folders.loras / "busy")
+    run.folder.mkdir()
+    run.write_settings(Settings(name="busy"))
+    run.set_state(Status.TRAINING)
+    said = "The training of 'busy' shares the memory with the model and is slower meanwhile."
+    first = [reply.status for reply in chat.reply(BASE, HELLO, GREEDY)]
+    again = [reply.status for reply in chat.reply(BASE, HELLO, GREEDY)]
+    shutil.rmtree(run.folder)
+    assert first[0].endswith(said) and first[-1].endswith(said)
+    assert not any(said in status for status in again), "it is in memory already"
 
 
 def test_an_adapter_changes_the_answer_and_the_base_side_is_the_base_alone(chat: Chat) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import pytest
 
-from training.chat import Chat, ChatModel, Reply
+from training.chat import PUT_AWAY, Chat, ChatModel, Reply
 from training.errors import UserError
 from training.formats import Message
 from training.paths import Folders
@@ -276,6 +276,13 @@ def test_a_refresh_keeps_the_choice_as_far_as_it_is_there(tab: ChatTab, folders:
     updates = tab.updates("starter", "deleted", "20", True)
     assert values(updates) == ["starter", NO_ADAPTER, FINAL]
     assert not updates[3]["interactive"] and not updates[5]["visible"]
+
+
+def test_a_page_that_asked_nothing_learns_that_the_model_was_put_away(tab: ChatTab, parrot: Parrot) -> None:
+    form = ("starter", NO_ADAPTER, FINAL, False)
+    assert tab.updates(*form)[-2] == gr.skip()
+    parrot.put_away = True
+    assert PUT_AWAY in tab.updates(*form)[-2] and PUT_AWAY in tab._choose(*form)[-2]
 
 
 def test_a_second_message_waits_until_the_first_is_answered(tab: ChatTab, parrot: Parrot) -> None:

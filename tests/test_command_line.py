@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import add_base, add_dataset, make_folders
-from training import supervisor
 from training.__main__ import build_parser, main
 from training.errors import UserError
 from training.paths import PROJECT, Folders
-from training.runs import Run, Status
+from training.run_state import Status
+from training.runs import Run
 from training.settings import Settings
+from training.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -108,11 +109,11 @@ def test_several_files_folders_and_a_format_file(
     monkeypatch.chdir(tmp_path)
     started: list[Settings] = []
 
-    def start(settings: Settings, _: Folders) -> None:
+    def submit(_: Supervisor, settings: Settings) -> None:
         started.append(settings)
         raise UserError("far enough")
 
-    monkeypatch.setattr(supervisor, "start", start)
+    monkeypatch.setattr(Supervisor, "submit", submit)
     flags = ["--dataset", "pairs.json", "more", "--data-format=mine.json", "--evaluation-file=more/other.json"]
     assert main([*_folder_flags(folders), "--name=x", "--preset=Raw text", *flags]) == 1
     (settings,) = started
@@ -120,3 +121,12 @@ def test_several_files_folders_and_a_format_file(
     assert settings.raw_text == []  # which the preset brought along
     assert settings.data_format == "mine.json"
     assert settings.evaluation_file == str(tmp_path / "more" / "other.json")
+
+
+def test_name_in_use_says_which_flag(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*_folder_flags(folders), "--dataset=pairs.json", "--base-model=tiny", "--epochs=1", "--name=shell"]
+    assert main(flags) == 0
+    assert main(flags) == 1
+    assert "a LoRA called 'shell' already" in capsys.readouterr().err
+    assert main([*flags, "--if-exists=new version"]) == 0
+    assert Run(folders.loras / "shell-2").has_result()

@@ -87,7 +87,7 @@ def test_old_page_settings_are_translated(folders: Folders) -> None:
     assert settings.target_modules == ["q_proj", "o_proj"]
     assert (settings.dataset, settings.raw_text) == (["pirates.json"], [])
     assert settings.train_on == "answers"
-    assert settings.if_exists == "new version"  # nothing is overwritten because an old file says so
+    assert settings.if_exists == "ask"  # nothing is overwritten because an old file says so
     assert any("alpaca-format" in note for note in copied.notes)
 
 

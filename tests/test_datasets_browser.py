@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.server import Server
-from training.runs import Run, Status
+from training.run_state import Status
+from training.runs import Run
 
 if TYPE_CHECKING:
     from tests.conftest import Visit

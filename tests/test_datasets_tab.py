@@ -16,9 +16,9 @@ from tests.tiny import add_base, add_dataset, make_folders, make_settings
 from training.data_check import DataCheck
 from training.formats import Columns, columns_file, load_columns, save_columns
 from training.paths import Folders
+from training.supervisor import Supervisor
 from training.token_view import Show
 from ui.datasets_tab import DatasetsTab
-from ui.monitor import Histories
 from ui.training_tab import DATASET, RAW_TEXT, TrainingTab
 
 NASTY = "<img src=x onerror=alert(1)>"
@@ -33,7 +33,7 @@ class Bench:
         self.folders: Folders = make_folders(root)
         add_base(self.folders)
         with gr.Blocks() as self.page:
-            self.training = TrainingTab(self.folders, Histories())
+            self.training = TrainingTab(self.folders, Supervisor(self.folders))
             self.tab = DatasetsTab(self.folders, self.training)
             self.training.wire(self.page)
             self.tab.wire(self.page)

@@ -12,9 +12,9 @@ from training.parsing import parse
 from training.paths import Folders
 from training.settings import FULL, Method, Settings
 from training.settings_info import describe
+from training.supervisor import Supervisor
 from ui.form import default_values
 from ui.method_box import start_label
-from ui.monitor import Histories
 from ui.training_tab import DATASET, TrainingTab
 
 
@@ -23,7 +23,7 @@ def tab(tmp_path: Path) -> TrainingTab:
     folders = Folders(models=tmp_path / "models", datasets=tmp_path / "datasets", loras=tmp_path / "loras")
     folders.make()
     with gr.Blocks() as page:
-        tab = TrainingTab(folders, Histories())
+        tab = TrainingTab(folders, Supervisor(folders))
         tab.wire(page)
     return tab
 

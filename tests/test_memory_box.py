@@ -11,7 +11,8 @@ import pytest
 from tests.pages import fire
 from tests.tiny import add_base, make_folders, make_settings
 from training.memory_checks import CheckProgress, CheckState, Report, Tried
-from training.runs import Status, create_run
+from training.run_state import Status
+from training.run_store import create_run
 from ui.memory_box import MemoryBox, better_size, check_html, found_text
 
 GB = 2**30
@@ -140,5 +141,6 @@ def test_what_cannot_be_checked_is_told(tmp_path: Path) -> None:
     assert "not on this computer yet" in said("org/model")
     add_base(folders)
     run = create_run(folders, make_settings())
+    run.set_state(Status.TRAINING)
     assert "&#x27;test&#x27; is being trained and uses the memory" in said("tiny")
     run.set_state(Status.DONE)

@@ -26,7 +26,8 @@ from training.memory_check import MemorySearch, is_out_of_memory, measure
 from training.memory_checks import REPORT_FILE, REQUEST_FILE, MemoryCheck, MemoryChecks, Report, Request, Tried
 from training.paths import PROJECT, Folders
 from training.pipeline import train_run
-from training.runs import Status, create_run
+from training.run_state import Status
+from training.run_store import create_run
 from training.schedule import Schedule
 from training.settings import Settings
 
@@ -392,6 +393,7 @@ def test_request_holds_settings_and_folders_only(folders: Folders, monkeypatch: 
 
 def test_refused_while_a_training_runs(folders: Folders) -> None:
     run = create_run(folders, make_settings())
+    run.set_state(Status.TRAINING)
     with pytest.raises(UserError, match="'test' is being trained"):
         MemoryChecks(folders).start(make_settings())
     run.set_state(Status.DONE)

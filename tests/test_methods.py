@@ -36,7 +36,8 @@ from training.errors import UserError
 from training.methods import attach, embedding_names, initialize
 from training.optimization import make_optimizer
 from training.paths import Folders
-from training.runs import Run, continue_run
+from training.run_store import continue_run
+from training.runs import Run
 
 WAYS: dict[str, dict[str, Any]] = {
     "rsLoRA": {"rank_stabilized": True},

@@ -201,7 +201,7 @@ def test_pickled_adapter_is_not_loaded(base: Path, tmp_path: Path) -> None:
     lora.save_pretrained(str(tmp_path / "a"))
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     torch.save(lora.state_dict(), tmp_path / "a" / "adapter_model.bin")
-    with pytest.raises(UserError, match="Only these weights are loaded"):
+    with pytest.raises(UserError, match="only such weights are loaded"):
         load_adapter(load_base(str(base), make_settings()), tmp_path / "a")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from training.events import CheckpointSaved, Evaluation, Note, Started, Step
 from training.history import History
-from training.runs import Run, State, Status
-from ui.monitor import Histories, checkpoints_html, duration, status_html
+from training.run_state import Reason, State, Status
+from training.runs import Run
+from ui.lookout import Overview, Seen
+from ui.monitor import Histories, checkpoints_html, duration, queue_html, status_html
 
 
 def _step(step: int, loss: float = 2.0) -> Step:
@@ -33,43 +36,82 @@ def history() -> History:
     return history
 
 
+def _html(run: Run, history: History, status: Status, *, cause: str = "", reason: Any = None, **seen: Any) -> str:
+    return status_html(Seen(run, State(status=status, cause=cause, reason=reason), **seen), history)
+
+
 def test_running_shows_progress_speed_and_time_left(run: Run, history: History) -> None:
-    html = status_html(run, State(status=Status.TRAINING), history, stopping=False)
+    html = _html(run, history, Status.TRAINING)
     for text in ("Training", "my-run", "2 / 20", "width:10.0%", "2,000", "time left", "9s", "1.0 GB", "1.500"):
         assert text in html
 
 
 def test_failed_shows_its_cause_once(run: Run, history: History) -> None:
     history.add(Note(level="error", text="The disk is full."))
-    html = status_html(run, State(status=Status.FAILED, cause="The disk is full."), history, stopping=False)
+    html = _html(run, history, Status.FAILED, cause="The disk is full.")
     assert html.count("The disk is full.") == 1
-    assert "Failed" in html
+    assert "Failed" in html and "graft-note-error" in html
     assert "Done" not in html
 
 
-def test_stopping_is_said_while_the_worker_is_at_it(run: Run, history: History) -> None:
-    assert "Stopping" in status_html(run, State(status=Status.TRAINING), history, stopping=True)
-    assert "Stopping" not in status_html(run, State(status=Status.STOPPED), history, stopping=True)
+def test_a_run_that_waits_for_room_has_not_failed(run: Run, history: History) -> None:
+    html = _html(run, history, Status.TRAINING, cause="The disk is full.")
+    assert "Waiting" in html and "graft-waiting" in html and "graft-note-warning" in html
+    assert "graft-note-error" not in html
+
+
+def test_a_full_disk_is_told_even_where_the_worker_cannot_say_it(run: Run, history: History) -> None:
+    html = _html(run, history, Status.SAVING, little_room=True)
+    assert "The disk is nearly full" in html and "graft-waiting" in html and "<strong>Saving" in html
+    html = _html(run, history, Status.SAVING, little_room=True, disk_full=True)
+    assert "The disk is full: the training waits" in html and "<strong>Waiting" in html
+
+
+def test_a_loss_that_broke_pauses_the_run(run: Run, history: History) -> None:
+    html = _html(run, history, Status.STOPPED, cause="The loss is no number.", reason=Reason.DIVERGED)
+    assert "Paused" in html and "graft-note-error" in html
+    html = _html(run, history, Status.STOPPED, cause="It was taken out of the queue.")
+    assert "Stopped" in html and "graft-note-info" in html
+
+
+def test_stopping_is_said_with_its_grace_while_the_worker_is_at_it(run: Run, history: History) -> None:
+    html = _html(run, history, Status.TRAINING, stopping=True, ended_in=580)
+    assert "Stopping after this step, then saving" in html
+    assert "A worker that gives no sign of life is ended in 9m 40s." in html
+    assert "Cancelling" in _html(run, history, Status.TRAINING, stopping=True, ended_in=580, cancelling=True)
+    assert "Stopping" not in _html(run, history, Status.STOPPED)
+
+
+def test_a_place_in_the_queue(run: Run) -> None:
+    html = _html(run, History(), Status.QUEUED, place=2, waiting=3)
+    assert "Waits in the queue, place 2 of 3" in html
 
 
 def test_text_of_the_user_is_never_markup(tmp_path: Path) -> None:
-    run = Run(tmp_path / "<img src=x onerror=alert(1)>")
+    name = "<img src=x onerror=alert(1)>"
     history = History()
     history.add(Note(text="<script>alert(2)</script>"))
-    html = status_html(run, State(status=Status.FAILED, cause="<b>bold</b>"), history, stopping=False)
+    html = _html(Run(tmp_path / name), history, Status.FAILED, cause="<b>bold</b>")
+    html += queue_html(Overview(waiting=(name,)))
+    assert html.count("&lt;img") == 2
     for markup in ("<img", "<script", "<b>bold"):
         assert markup not in html
 
 
+def test_the_queue_is_listed_in_its_order() -> None:
+    assert queue_html(Overview()) == ""
+    assert "<li>b</li><li>a</li>" in queue_html(Overview(waiting=("b", "a")))
+
+
 def test_checkpoints_on_disk_are_listed_newest_first(run: Run) -> None:
     history = History()
-    for step in (10, 20, 30):
+    for step in (10, 20, 30, 30):  # the last was saved once more, because that was asked for
         history.add(CheckpointSaved(step=step, loss=1.0, evaluation_loss=None))
     for step in (20, 30):  # the first was deleted to keep the last two
         (run.folder / f"checkpoint-{step}").mkdir()
     html = checkpoints_html(run, history)
     assert html.index("checkpoint-30") < html.index("checkpoint-20")
-    assert "checkpoint-10" not in html
+    assert "checkpoint-10" not in html and html.count("checkpoint-30") == 1
 
 
 def test_histories_read_each_event_once_and_notice_a_new_run_of_the_same_name(run: Run) -> None:

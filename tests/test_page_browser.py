@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.server import Server
 from training.paths import Folders
-from training.runs import Run, Status
+from training.run_state import Status
+from training.runs import Run
 from training.settings_info import describe
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,8 @@ def test_data_files_and_folders_in_their_order(tmp_path: Path) -> None:
     outside.touch()
     (folders.datasets / "set" / "gone.json").symlink_to("nowhere")
     os.mkfifo(folders.datasets / "set" / "pipe.json")
-    found = data_files(folders, ["z.jsonl", "set", "x.json", str(outside)], DATASET_SUFFIXES)
+    anywhere = replace(folders, data_anywhere=True)
+    found = data_files(anywhere, ["z.jsonl", "set", "x.json", str(outside)], DATASET_SUFFIXES)
     names = ["z.jsonl", *sorted(inside[:3]), "x.json/d.tsv"]
     assert found == [*(folders.datasets / name for name in names), outside]
     assert data_files(folders, ["set/"], TEXT_SUFFIXES) == [folders.datasets / "set" / "notes.txt"]

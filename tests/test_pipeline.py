@@ -26,7 +26,8 @@ from training.generation import _encode
 from training.paths import PROJECT, Folders
 from training.pipeline import train_run
 from training.prepared import IGNORED
-from training.runs import Run, create_run
+from training.run_store import create_run
+from training.runs import Run
 
 FORMAT_FILE = "user-assistant.json"
 ANSWERS = ["the ant", "Yes 😀", " an", "\nan", "  the"]

@@ -1,24 +1,22 @@
-"""The run folder: its state and whether it is true, its events, and how runs are made, continued and replaced."""
+"""The run folder: its state, its events, its checkpoints, and the list of runs."""
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from tests.tiny import make_folders, make_settings
+from training import disk, runs
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
 from training.paths import Folders
-from training.runs import EventReader, Run, State, Status, _start_time, continue_run, create_run, find_run, list_runs
+from training.run_state import Status
+from training.run_store import create_run
+from training.runs import EventReader, Run, find_run, list_runs
 
 
 @pytest.fixture
@@ -61,66 +59,8 @@ def test_state_is_kept(run: Run, status: Status) -> None:
     run.set_state(status, "why")
     assert run.state().status is status
     assert run.state().cause == "why"
-    assert status.active == (status in ("queued", "preparing", "training", "saving"))
-
-
-def ended_process(wait: bool) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-S", "-c", ""], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.read()  # ends when the process does
-    if wait:
-        process.wait()
-    else:
-        # Linux closes a process's files a moment before it counts as a zombie.
-        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
-            os.sched_yield()
-    return process
-
-
-def write_state(run: Run, pid: int | None, started: float | None) -> None:
-    state = State(status=Status.TRAINING, pid=pid, process_started=started)
-    (run.folder / "state.json").write_text(state.model_dump_json())
-
-
-def test_run_whose_process_is_gone_has_failed(run: Run) -> None:
-    write_state(run, ended_process(wait=True).pid, 1.0)
-    assert run.state().status is Status.FAILED
-    assert "ended without a word" in run.state().cause
-    assert run.stored_state().status is Status.TRAINING
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no zombies")
-def test_run_whose_process_waits_to_be_buried_has_failed(run: Run) -> None:
-    process = ended_process(wait=False)
-    write_state(run, process.pid, _start_time(psutil.Process(process.pid)))
-    assert run.state().status is Status.FAILED
-    process.wait()
-
-
-def test_process_id_given_to_another_process_does_not_count(run: Run) -> None:
-    started = _start_time(psutil.Process())
-    write_state(run, os.getpid(), started)
-    assert run.state().status is Status.TRAINING
-    write_state(run, os.getpid(), started - 100)
-    assert run.state().status is Status.FAILED
-
-
-def test_process_that_may_not_be_looked_at_does_not_count(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: psutil.Process) -> str:
-        raise psutil.AccessDenied
-
-    monkeypatch.setattr(psutil.Process, "status", refuse)
-    assert run.state().status is Status.FAILED
-
-
-def test_state_without_a_process_has_failed(run: Run) -> None:
-    write_state(run, None, None)
-    assert run.state().status is Status.FAILED
-
-
-def test_state_of_a_process_that_is_gone_can_be_written(run: Run) -> None:
-    run.set_state(Status.TRAINING, pid=ended_process(wait=True).pid)
-    assert run.state().status is Status.FAILED
+    assert status.active == (status in ("preparing", "training", "saving"))
+    assert status.ended == (status in ("done", "stopped", "failed"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"status": "resting"}', b"\xff\xfe"])
@@ -155,17 +95,53 @@ def test_damaged_settings_are_told_in_words(run: Run, content: bytes) -> None:
         run.settings()
 
 
+class Disk:
+    """Refuses the first writes, as a full one does."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    def __call__(self, *_: object) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_worker_waits_for_room_and_the_page_does_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_POLL", 0)
+    full = Disk(3)
+    monkeypatch.setattr(runs, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.set_state(Status.TRAINING)
+    Run(run.folder, waits_for_room=True).set_state(Status.TRAINING)
+    assert full.refusals == 0
+
+
+def test_other_trouble_is_not_waited_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(runs, "write_atomically", refuse)
+    with pytest.raises(PermissionError):
+        Run(run.folder, waits_for_room=True).set_state(Status.TRAINING)
+
+
 # Stop, checkpoints, log
 
 
-def test_stop_is_asked_and_withdrawn(run: Run) -> None:
-    assert not run.stop_requested()
-    run.request_stop()
-    run.request_stop()
-    assert run.stop_requested()
-    run.withdraw_stop()
-    run.withdraw_stop()
-    assert not run.stop_requested()
+def test_requests_are_made_and_withdrawn(run: Run) -> None:
+    asked = (run.stop_requested, run.save_requested, run.cancel_requested)
+    assert not any(request() for request in asked) and run.stop_requested_at() is None
+    for _ in range(2):
+        run.request_stop()
+        run.request_save()
+        run.request_cancel()
+    assert all(request() for request in asked) and run.stop_requested_at()
+    run.save_answered()
+    assert not run.save_requested() and run.stop_requested()
+    for _ in range(2):
+        run.withdraw_requests()
+    assert not any(request() for request in asked)
 
 
 def test_only_complete_checkpoints_count_in_order_of_step(run: Run) -> None:
@@ -283,128 +259,3 @@ def test_no_such_run(folders: Folders, name: str) -> None:
     (folders.loras / ".replaced").mkdir()
     with pytest.raises(UserError, match="no LoRA called"):
         find_run(folders, name)
-
-
-# New runs where the name exists
-
-
-def test_new_version_leaves_the_old_one(folders: Folders, run: Run) -> None:
-    run.set_state(Status.DONE)
-    add_adapter(run.folder)
-    second, third = (create_run(folders, make_settings()) for _ in range(2))
-    assert (second.name, third.name) == ("test-2", "test-3")
-    assert second.settings().name == "test-2"
-    assert run.state().status is Status.DONE
-
-
-def test_new_version_leaves_a_foreign_folder(folders: Folders) -> None:
-    (folders.loras / "test").mkdir()
-    (folders.loras / "test" / "precious.txt").touch()
-    assert create_run(folders, make_settings()).name == "test-2"
-    assert (folders.loras / "test" / "precious.txt").exists()
-
-
-def test_attempt_that_learnt_nothing_gives_its_name_back(folders: Folders, run: Run) -> None:
-    run.set_state(Status.FAILED, "no such file")
-    assert create_run(folders, make_settings()).name == "test"
-    assert len(list((folders.loras / ".replaced").iterdir())) == 1
-
-
-def test_overwritten_runs_are_all_kept_aside(folders: Folders, run: Run) -> None:
-    for number in range(3):
-        run.set_state(Status.DONE)
-        (run.folder / f"mark-{number}").touch()
-        run = create_run(folders, make_settings(if_exists="overwrite"))
-        assert run.name == "test" and not list(run.folder.glob("mark-*"))
-    aside = list((folders.loras / ".replaced").iterdir())
-    assert len(aside) == 3
-    assert {p.name for folder in aside for p in folder.glob("mark-*")} == {"mark-0", "mark-1", "mark-2"}
-    assert [r.name for r in list_runs(folders)] == ["test"]
-
-
-@pytest.mark.parametrize("if_exists", ["overwrite", "continue"])
-def test_run_in_training_is_left_alone(folders: Folders, run: Run, if_exists: str) -> None:
-    add_checkpoint(run, 5)
-    run.set_state(Status.TRAINING)
-    with pytest.raises(UserError, match="is being trained at this moment"):
-        create_run(folders, make_settings(if_exists=if_exists))
-    assert run.folder.is_dir()
-
-
-def test_unsafe_name_makes_no_folder(folders: Folders) -> None:
-    with pytest.raises(UserError):
-        create_run(folders, make_settings().model_copy(update={"name": "../up"}))
-    assert list(folders.loras.iterdir()) == []
-
-
-# Going on
-
-
-def continued(folders: Folders, **changes: Any) -> Run:
-    return create_run(folders, make_settings(if_exists="continue", **changes))
-
-
-@pytest.mark.parametrize("status", [Status.STOPPED, Status.FAILED])
-def test_run_goes_on_in_its_folder(folders: Folders, run: Run, status: Status) -> None:
-    add_checkpoint(run, 5)
-    run.set_state(status)
-    run.request_stop()
-    same = continued(folders, micro_batch_size=1, save_every=7)
-    assert same.folder == run.folder
-    assert same.state().status is Status.QUEUED and not same.stop_requested()
-    assert same.settings().save_every == 7
-    assert [c.step for c in same.checkpoints()] == [5]
-
-
-def test_run_without_checkpoint_cannot_go_on(folders: Folders, run: Run) -> None:
-    run.set_state(Status.STOPPED)
-    with pytest.raises(UserError, match="no checkpoint to continue from"):
-        continued(folders)
-
-
-def test_foreign_adapter_cannot_go_on(folders: Folders) -> None:
-    add_adapter(folders.loras / "test")
-    with pytest.raises(UserError, match="no checkpoint"):
-        continued(folders)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"lora_rank": 8}, "LoRA rank"),
-        ({"learning_rate": 1e-5}, "Learning rate"),
-        ({"dataset": "other.json"}, "Dataset"),
-        ({"lora_rank": 8, "seed": 1}, "LoRA rank, Seed"),
-    ],
-)
-def test_other_settings_cannot_go_on(folders: Folders, run: Run, changes: dict[str, Any], named: str) -> None:
-    add_checkpoint(run, 5)
-    run.set_state(Status.STOPPED)
-    before = json.loads((run.folder / "settings.json").read_text())
-    with pytest.raises(UserError) as caught:
-        continued(folders, **changes)
-    assert f"({named})" in str(caught.value)
-    assert json.loads((run.folder / "settings.json").read_text()) == before
-    assert run.state().status is Status.STOPPED
-
-
-def test_run_that_is_done_goes_on_with_more_epochs_only(folders: Folders, run: Run) -> None:
-    add_checkpoint(run, 5)
-    run.set_state(Status.DONE)
-    with pytest.raises(UserError, match="is done as it was asked: raise Epochs"):
-        continued(folders)
-    assert continued(folders, epochs=3).state().status is Status.QUEUED
-
-
-def test_new_name_to_go_on_with_is_a_new_run(folders: Folders) -> None:
-    assert continued(folders).state().status is Status.QUEUED
-
-
-def test_continue_run_is_all_or_nothing(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_checkpoint(run, 5)
-    run.set_state(Status.STOPPED)
-    refuse: Callable[..., None] = lambda *_: (_ for _ in ()).throw(OSError("disk"))  # noqa: E731
-    monkeypatch.setattr(Run, "write_settings", refuse)
-    with pytest.raises(OSError, match="disk"):
-        continue_run(run, make_settings())
-    assert run.state().status is Status.STOPPED

@@ -18,7 +18,7 @@ from training.settings_info import describe
 PROMISED = {
     "base_model": "starter",
     "precision": "16-bit",
-    "if_exists": "new version",
+    "if_exists": "ask",
     "batch_size": 32,
     "micro_batch_size": 4,
     "epochs": 3.0,

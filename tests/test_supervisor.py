@@ -1,33 +1,41 @@
-"""The training thread against pretended workers: whatever they do, the run ends in a state that is true."""
+"""What starts, waits and is taken over, with pretended workers and with real ones."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
-import textwrap
-from collections import namedtuple
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tiny import add_base, add_dataset, make_folders, make_settings
-from training import supervisor
+from training import gpus, supervisor
 from training.errors import SettingsError, UserError
-from training.paths import Folders
-from training.runs import Run, Status, create_run, list_runs
-from training.supervisor import TrainingThread, active_run, exit_cause, start, worker_command
+from training.events import Step
+from training.paths import PROJECT, Folders
+from training.run_state import Reason, Status
+from training.run_store import NameInUse
+from training.runs import EventReader, Run, list_runs
+from training.supervisor import Supervisor, active_run, worker_command
 
 TIMEOUT = 60  # seconds: a crowded machine starts a Python slowly
-WORKER = """
-import os, signal, sys, time
+WAIT = """
+import sys, time
 from pathlib import Path
-from training.runs import Run, Status
+from training.run_state import Status
+from training.runs import Run
 run = Run(Path(sys.argv[1]))
 run.set_state(Status.TRAINING)
+while not run.stop_requested():
+    time.sleep(0.01)
+run.set_state(Status.STOPPED)
 """
-HANG = "while True:\n    time.sleep(1)"
 
 
 @pytest.fixture
@@ -35,136 +43,235 @@ def folders(tmp_path: Path) -> Folders:
     return make_folders(tmp_path)
 
 
-@pytest.fixture
-def run(folders: Folders) -> Run:
-    return create_run(folders, make_settings())
+def until(true: Callable[[], object]) -> None:
+    """Wait until something is so; fails where it never is."""
+    deadline = time.monotonic() + TIMEOUT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
-def command_of(run: Run, script: str) -> list[str]:
-    return [sys.executable, "-c", WORKER + textwrap.dedent(script), str(run.folder)]
-
-
-def ended(run: Run, script: str, **graces: Any) -> Run:
-    """The run after a worker with this script, watched by a training thread, has ended."""
-    thread = TrainingThread(run, command_of(run, script), **graces)
-    thread.start()
-    thread.join(TIMEOUT)
-    assert not thread.is_alive()
-    return run
-
-
-@pytest.mark.parametrize("status", [Status.DONE, Status.STOPPED])
-def test_last_word_is_believed(run: Run, status: Status) -> None:
-    state = ended(run, f"run.set_state(Status('{status}'))").state()
-    assert (state.status, state.cause) == (status, "")
-
-
-def test_worker_tells_its_own_failure(run: Run) -> None:
-    state = ended(run, "run.set_state(Status.FAILED, 'Memory ran out.'); sys.exit(1)").state()
-    assert (state.status, state.cause) == (Status.FAILED, "Memory ran out.")
-
-
-def test_crash_is_a_failure_and_in_the_log(run: Run) -> None:
-    state = ended(run, "print('working'); raise ValueError('the reason')").state()
-    assert state.status is Status.FAILED and "exit code 1" in state.cause
-    assert "working" in run.log_tail() and "the reason" in run.log_tail()
-
-
-def test_leaving_with_success_but_no_last_word_is_a_failure(run: Run) -> None:
-    state = ended(run, "").state()
-    assert state.status is Status.FAILED and "exit code 0" in state.cause
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
-@pytest.mark.parametrize(("number", "words"), [(9, "main memory ran out"), (11, "crashed (signal 11)")])
-def test_killed_worker(run: Run, number: int, words: str) -> None:
-    state = ended(run, f"os.kill(os.getpid(), {number})").state()
-    assert state.status is Status.FAILED and words in state.cause
-
-
-def test_stop_that_is_obeyed(run: Run) -> None:
-    run.request_stop()
-    script = """
-        while not run.stop_requested():
-            time.sleep(0.01)
-        run.set_state(Status.STOPPED)
-    """
-    assert ended(run, script).state().status is Status.STOPPED
-
-
-def test_stop_that_is_ignored_ends_after_its_grace(run: Run) -> None:
-    script = f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\nrun.request_stop()\n{HANG}"
-    state = ended(run, script, stop_grace=0.3).state()
-    assert state.status is Status.FAILED and "gave no sign of life" in state.cause
-
-
-@pytest.mark.parametrize("status", [Status.DONE, Status.FAILED])
-def test_worker_that_stays_after_its_last_word_is_ended_and_believed(run: Run, status: Status) -> None:
-    state = ended(run, f"run.set_state(Status('{status}'), 'so it was')\n{HANG}", exit_grace=0.2).state()
-    assert (state.status, state.cause) == (status, "so it was")
-
-
-def test_worker_that_cannot_be_started(run: Run) -> None:
-    thread = TrainingThread(run, [str(run.folder / "no such program")])
-    thread.start()
-    thread.join(TIMEOUT)
-    assert run.state().status is Status.FAILED
-    assert "could not be started (No such file or directory)" in run.state().cause
-
-
-def test_log_goes_on(run: Run) -> None:
-    ended(run, "print('first')")
-    ended(run, "print('second')")
-    assert "first" in run.log_tail() and "second" in run.log_tail()
-
-
-def test_exit_causes() -> None:
-    assert "memory" in exit_cause(-9)
-    assert "signal 6" in exit_cause(-6)
-    assert "exit code 3" in exit_cause(3)
-    # Windows gives what a crash left as a large positive number.
-    assert "3221225477" in exit_cause(3221225477)
-
-
-def test_command_names_the_run_and_the_folders(run: Run, folders: Folders) -> None:
-    command = worker_command(run, folders)
+def test_command_names_the_run_and_the_folders(folders: Folders) -> None:
+    command = worker_command(Run(folders.loras / "x"), folders)
     assert command[:3] == [sys.executable, "-m", "training.worker"]
-    assert {
-        str(run.folder),
-        str(folders.models),
-        str(folders.datasets),
-        str(folders.formats),
-        str(folders.templates),
-    } <= set(command)
-
-
-# start()
+    places = (folders.models, folders.datasets, folders.formats, folders.templates, folders.hub_cache)
+    assert {str(folders.loras / "x"), *(str(place) for place in places)} <= set(command)
+    several = worker_command(Run(folders.loras / "x"), folders, 3)
+    assert several[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    assert several[5:] == command[1:]
 
 
 @pytest.fixture
-def ready(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> Folders:
+def ready(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folders]:
     """Folders in which a training can start, with a worker that waits for the stop."""
     add_base(folders)
     add_dataset(folders)
-    script = "while not run.stop_requested():\n    time.sleep(0.01)\nrun.set_state(Status.STOPPED)"
-    monkeypatch.setattr(supervisor, "worker_command", lambda run, _: command_of(run, script))
-    return folders
+    monkeypatch.setattr(supervisor, "worker_command", lambda run, *_: [sys.executable, "-c", WAIT, str(run.folder)])
+    yield folders
+    for run in list_runs(folders):
+        run.request_stop()
+    until(lambda: active_run(folders) is None)
 
 
-def test_one_run_at_a_time(ready: Folders) -> None:
+def stop(keeper: Supervisor, run: Run) -> None:
+    """Ask a run to stop and wait until its thread is gone, which first starts the next."""
+    thread = keeper.thread_of(run)
+    run.request_stop()
+    assert thread
+    thread.join(TIMEOUT)
+    assert run.state().status is Status.STOPPED
+
+
+# One after the other
+
+
+def test_second_run_waits_and_starts_when_the_first_has_ended(ready: Folders) -> None:
+    keeper = Supervisor(ready)
     assert active_run(ready) is None
-    first = start(make_settings(), ready)
-    try:
-        busy = active_run(ready)
-        assert busy is not None and busy.name == "test"
-        with pytest.raises(UserError, match="'test' is being trained at this moment"):
-            start(make_settings(name="other"), ready)
-        assert [r.name for r in list_runs(ready)] == ["test"]
-    finally:
-        first.training_run.request_stop()
-        first.join(TIMEOUT)
-    assert active_run(ready) is None
-    assert first.training_run.state().status is Status.STOPPED
+    first = keeper.submit(make_settings(name="first"))
+    second, third = (keeper.submit(make_settings(name=name)) for name in ("second", "third"))
+    busy = active_run(ready)
+    assert busy is not None and busy.name == "first"
+    assert [run.name for run in keeper.queue.runs()] == ["second", "third"]
+    keeper.queue.move("third", -1)
+    stop(keeper, first)
+    until(lambda: third.state().status is Status.TRAINING)
+    assert [run.name for run in keeper.queue.runs()] == ["second"]
+    keeper.queue.remove("second")
+    stop(keeper, third)
+    assert active_run(ready) is None and second.state().status is Status.STOPPED
+
+
+def test_queue_outlives_its_program(ready: Folders) -> None:
+    """What a server that is gone had in line is started by the next."""
+    with Supervisor(ready).queue.locked():
+        pass
+    gone = Supervisor(ready)
+    first = gone.submit(make_settings(name="first"))
+    gone.submit(make_settings(name="second"))
+    gone.close(stop_runs=False)
+    first.request_stop()
+    until(lambda: first.state().status is Status.STOPPED)
+    assert Run(ready.loras / "second").state().status is Status.QUEUED
+    heir = Supervisor(ready)
+    until(lambda: (heir.look(), active_run(ready))[1])
+    busy = active_run(ready)
+    assert busy is not None and busy.name == "second"
+
+
+def test_two_supervisors_start_each_run_once(ready: Folders) -> None:
+    keepers = [Supervisor(ready) for _ in range(2)]
+    names = [f"run-{n}" for n in range(4)]
+    for number, name in enumerate(names):
+        keepers[number % 2].submit(make_settings(name=name))
+    for name in names:
+        run = Run(ready.loras / name)
+        until(lambda run=run: [keeper.look() for keeper in keepers] and run.state().status is Status.TRAINING)
+        active = [other.name for other in list_runs(ready) if other.state().status.active]
+        assert active == [name]
+        assert sum(keeper.thread_of(run) is not None for keeper in keepers) == 1
+        run.request_stop()
+        until(lambda run=run: run.state().status is Status.STOPPED)
+    assert all(Run(ready.loras / name).log_tail().count("Traceback") == 0 for name in names)
+
+
+def test_memory_is_given_back_before_each_training(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    seen: list[str] = []
+    keeper.before_training(lambda: seen.append(",".join(run.state().status for run in list_runs(ready))))
+    first = keeper.submit(make_settings(name="first"))
+    keeper.submit(make_settings(name="second"))
+    assert seen == ["queued"]
+    stop(keeper, first)
+    until(lambda: len(seen) == 2)
+
+
+def test_memory_is_given_back_to_a_training_of_another_program(ready: Folders) -> None:
+    keeper, other = Supervisor(ready), Supervisor(ready)
+    given: list[None] = []
+    keeper.before_training(lambda: given.append(None))
+    keeper.look()
+    assert given == []
+    run = other.submit(make_settings())
+    keeper.look()
+    keeper.look()
+    assert len(given) == 1
+    stop(other, run)
+
+
+def test_run_in_line_whose_settings_are_gone_does_not_hold_the_others_up(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    first, second, third = (keeper.submit(make_settings(name=name)) for name in ("first", "second", "third"))
+    (second.folder / "settings.json").write_text("{")
+    stop(keeper, first)
+    until(lambda: third.state().status is Status.TRAINING)
+    assert second.state().reason is Reason.REFUSED and "not JSON" in second.state().cause
+
+
+def test_next_waits_until_the_worker_has_left(ready: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its last word and its end, or the next one that takes less, a worker still has the memory."""
+    lingering = WAIT + "while not (run.folder / 'leave').exists():\n    time.sleep(0.01)"
+    command: Callable[..., list[str]] = lambda run, *_: [sys.executable, "-c", lingering, str(run.folder)]  # noqa: E731
+    monkeypatch.setattr(supervisor, "worker_command", command)
+    keeper, other = Supervisor(ready), Supervisor(ready)
+    first = keeper.submit(make_settings(name="first"))
+    second = keeper.submit(make_settings(name="second"))
+    first.request_stop()
+    until(lambda: first.state().status is Status.STOPPED)
+    keeper.look()
+    other.look()
+    assert second.state().status is Status.QUEUED
+    (first.folder / "leave").touch()
+    (second.folder / "leave").touch()
+    until(lambda: second.state().status is Status.TRAINING)
+
+
+def test_ended_run_goes_on(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    run = keeper.submit(make_settings())
+    stop(keeper, run)
+    (run.folder / "checkpoint-2").mkdir()
+    keeper.go_on(run, epochs=5, micro_batch_size=1)
+    until(lambda: run.state().status is Status.TRAINING)
+    assert (run.settings().epochs, run.settings().micro_batch_size) == (5, 1)
+    with pytest.raises(UserError, match="being trained at this moment"):
+        keeper.go_on(run)
+    stop(keeper, run)
+    with pytest.raises(UserError, match="Micro-batch size"):
+        keeper.go_on(run, micro_batch_size=999)
+    assert run.state().status is Status.STOPPED
+
+
+def test_several_gpus_train_several_runs(ready: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "gpu_names", lambda: ("0", "1"))
+    keeper = Supervisor(ready)
+    runs = [keeper.submit(make_settings(name=name)) for name in ("a", "b", "c")]
+    both = keeper.submit(make_settings(name="both", gpus="all"))
+    until(lambda: [run.state().status for run in runs[:2]] == [Status.TRAINING] * 2)
+    assert [run.state().gpus for run in runs[:2]] == [["0"], ["1"]]
+    assert [run.name for run in keeper.queue.runs()] == ["c", "both"]
+    stop(keeper, runs[1])
+    until(lambda: runs[2].state().status is Status.TRAINING)
+    assert runs[2].state().gpus == ["1"]
+    stop(keeper, runs[0])
+    assert both.state().status is Status.QUEUED  # it waits for all
+    stop(keeper, runs[2])
+    until(lambda: both.state().status is Status.TRAINING)
+    assert both.state().gpus == ["0", "1"]
+
+
+# Taking over
+
+
+def test_run_without_a_server_is_taken_over(ready: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.tiny import make_settings\n"
+        "from training import supervisor; from training.paths import PROJECT, Folders\n"
+        f"supervisor.worker_command = lambda run, *_: [sys.executable, '-c', {WAIT!r}, str(run.folder)]\n"
+        f"root = Path({str(ready.loras.parent)!r})\n"
+        "folders = Folders(**{n: root / n for n in ('models', 'datasets', 'loras', 'formats', 'templates')})\n"
+        "supervisor.Supervisor(folders).submit(make_settings())\n"
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == -signal.SIGKILL
+    run = Run(ready.loras / "test")
+    until(lambda: run.state().status is Status.TRAINING)
+    keeper, other = Supervisor(ready), Supervisor(ready)
+    keeper.look()
+    other.look()
+    assert keeper.thread_of(run) and not other.thread_of(run)
+    stop(keeper, run)
+
+
+def test_run_that_died_unwatched_is_marked(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    run = keeper.submit(make_settings())
+    stop(keeper, run)
+    run.write_state(run.stored_state().model_copy(update={"status": Status.TRAINING, "process_started": 1.0}))
+    keeper.look()
+    state = run.stored_state()
+    assert (state.status, state.reason, state.stage) == (Status.FAILED, Reason.LOST, Status.TRAINING)
+
+
+def test_closing_stops_the_runs_where_that_is_wanted(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    run = keeper.submit(make_settings())
+    waiting = keeper.submit(make_settings(name="waiting"))
+    until(lambda: run.state().status is Status.TRAINING)
+    keeper.close(stop_runs=True)
+    assert run.state().status is Status.STOPPED
+    assert waiting.state().status is Status.QUEUED
+
+
+# What cannot start
+
+
+def test_name_in_use_makes_nothing(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    keeper.submit(make_settings())
+    with pytest.raises(NameInUse):
+        keeper.submit(make_settings())
+    assert [run.name for run in list_runs(ready)] == ["test"] and keeper.queue.runs() == []
 
 
 @pytest.mark.parametrize(
@@ -195,30 +302,37 @@ def test_what_cannot_start_makes_no_folder(ready: Folders, changes: dict[str, An
     (ready.datasets / "empty.txt").touch()
     (ready.datasets / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        start(make_settings(**changes), ready)
+        Supervisor(ready).submit(make_settings(**changes))
     assert list(ready.loras.iterdir()) == []
 
 
 def test_all_that_is_missing_is_told_at_once(ready: Folders) -> None:
     with pytest.raises(SettingsError) as caught:
-        start(make_settings(name="", dataset="", base_model=""), ready)
+        Supervisor(ready).submit(make_settings(name="", dataset="", base_model=""))
     assert set(caught.value.problems) == {"name", "dataset", "base_model"}
 
 
 def test_full_disk_is_told_before_anything_is_made(ready: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(supervisor.shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10**6))
-    with pytest.raises(UserError, match="has 1 MB left and a training needs at least 200 MB"):
-        start(make_settings(), ready)
+    monkeypatch.setattr(supervisor, "free_bytes", lambda _: 10**6)
+    with pytest.raises(UserError, match="has 1 MB left and this training needs at least 200 MB"):
+        Supervisor(ready).submit(make_settings())
     assert list(ready.loras.iterdir()) == []
+
+
+def test_room_for_all_that_is_kept_is_asked_for(ready: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter of rank 4096 on the tiny model takes 14 MB, and its checkpoint with two moments three times that."""
+    monkeypatch.setattr(supervisor, "_MIN_FREE_BYTES", 0)
+    monkeypatch.setattr(supervisor, "free_bytes", lambda _: 500 * 2**20)
+    with pytest.raises(UserError, match="keep fewer checkpoints"):
+        Supervisor(ready).submit(make_settings(lora_rank=4096, keep_last=9))
+    keeper = Supervisor(ready)
+    stop(keeper, keeper.submit(make_settings(lora_rank=4096, keep_last=1)))
 
 
 def test_missing_loras_folder_is_made(ready: Folders) -> None:
     ready.loras.rmdir()
-    thread = start(make_settings(), ready)
-    thread.training_run.request_stop()
-    thread.join(TIMEOUT)
-    assert thread.training_run.state().status is Status.STOPPED
+    keeper = Supervisor(ready)
+    stop(keeper, keeper.submit(make_settings()))
 
 
 # The real worker
@@ -227,9 +341,11 @@ def test_missing_loras_folder_is_made(ready: Folders) -> None:
 def test_whole_training_in_its_own_process(folders: Folders) -> None:
     add_base(folders)
     add_dataset(folders)
-    thread = start(make_settings(batch_size=8, epochs=2), folders)
+    keeper = Supervisor(folders)
+    run = keeper.submit(make_settings(batch_size=8, epochs=2))
+    thread = keeper.thread_of(run)
+    assert thread
     thread.join(4 * TIMEOUT)
-    run = thread.training_run
     assert run.state().status is Status.DONE, run.log_tail()
     assert run.has_result() and run.receipt_file.is_file()
     assert [c.step for c in run.checkpoints()] == [2]
@@ -240,8 +356,10 @@ def test_whole_training_in_its_own_process(folders: Folders) -> None:
 def test_signal_to_the_worker_saves_and_stops(folders: Folders) -> None:
     add_base(folders)
     add_dataset(folders)
-    thread = start(make_settings(epochs=10_000, save_every=0, evaluate_every=0), folders)
-    run = thread.training_run
+    keeper = Supervisor(folders)
+    run = keeper.submit(make_settings(epochs=10_000, save_every=0, evaluate_every=0))
+    thread = keeper.thread_of(run)
+    assert thread
     while thread.is_alive() and not (run.events_file.exists() and b'"step"' in run.events_file.read_bytes()):
         thread.join(0.05)
     pid = run.state().pid
@@ -250,3 +368,20 @@ def test_signal_to_the_worker_saves_and_stops(folders: Folders) -> None:
     thread.join(TIMEOUT)
     assert run.state().status is Status.STOPPED, run.log_tail()
     assert run.checkpoints() and run.has_result()
+
+
+def test_one_run_over_all_gpus(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for each of them, which meet, share the work out and leave one result. Here they are processors."""
+    monkeypatch.setattr(gpus, "gpu_names", lambda: ("0", "1"))
+    add_base(folders)
+    add_dataset(folders)
+    keeper = Supervisor(folders)
+    run = keeper.submit(make_settings(epochs=1, gpus="all"))
+    thread = keeper.thread_of(run)
+    assert thread
+    thread.join(4 * TIMEOUT)
+    assert run.state().status is Status.DONE, run.log_tail()
+    receipt = json.loads(run.receipt_file.read_text())
+    assert receipt["processes"] == 2 and run.has_result()
+    steps = [event.step for event in EventReader(run).read_new() if isinstance(event, Step)]
+    assert steps == [1, 2]

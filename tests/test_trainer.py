@@ -24,7 +24,9 @@ from training.methods import attach
 from training.paths import Folders
 from training.pipeline import train_run
 from training.prepared import IGNORED, Example
-from training.runs import EventReader, Run, Status, create_run
+from training.run_state import Status
+from training.run_store import create_run
+from training.runs import EventReader, Run
 from training.trainer import Trainer
 
 ANSWERS = ["short", "a longer answer than the others have", "mid length", "x", "another answer, of some length", "no"]

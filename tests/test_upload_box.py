@@ -14,7 +14,7 @@ from gradio.components import Component
 from tests.pages import fire
 from tests.tiny import make_folders
 from training.paths import Folders
-from ui.monitor import Histories
+from training.supervisor import Supervisor
 from ui.training_tab import TrainingTab
 from ui.upload_box import UploadBox
 
@@ -190,7 +190,7 @@ def test_a_folder_without_data_files_is_a_sentence(bench: Bench) -> None:
 def uploaded(folders: Folders, *names: str) -> dict[str, Any]:
     """What the training form makes of stored files: by control, what is chosen."""
     with gr.Blocks() as page:
-        tab = TrainingTab(folders, Histories())
+        tab = TrainingTab(folders, Supervisor(folders))
         tab.wire(page)
     updates = tab.uploaded(list(names))
     controls = {control: name for name, control in tab.form.controls.items()} | {tab.kind: "kind"}

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from tests.tiny import add_base, add_dataset, make_folders, make_settings
 from training import pipeline, worker
-from training.errors import UserError
+from training.errors import Diverged, UserError
 from training.events import Note, Preparing, Started
 from training.paths import Folders
-from training.runs import EventReader, Run, Status, create_run
-from training.worker import cause_in_words
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (UserError("Say this."), "Say this."),
-        (MemoryError(), "Memory ran out"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "lower the micro-batch size"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), "Memory ran out"),
-        (OSError(errno.ENOSPC, "No space left on device"), "disk is full"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
-        (OSError(errno.EACCES, "Permission denied"), "unexpected error ended the training (PermissionError"),
-        (KeyError("x"), "(KeyError: 'x'). The log below tells more."),
-    ],
-)
-def test_cause_in_words(error: Exception, words: str) -> None:
-    assert words in cause_in_words(error)
+from training.post_mortem import ALREADY_TRAINED
+from training.run_state import Reason, Status
+from training.run_store import create_run
+from training.runs import EventReader, Run
 
 
 @pytest.fixture
@@ -99,16 +83,55 @@ def test_preparation_says_how_far_it_is(folders: Folders, monkeypatch: pytest.Mo
     assert [event.records for event in EventReader(run).read_new() if isinstance(event, Preparing)] == [500, 1000]
 
 
-@pytest.mark.parametrize("error", [UserError("The reason."), RuntimeError("odd")])
-def test_failed_run_leaves_its_cause(folders: Folders, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*_: Any) -> bool:
+@pytest.mark.parametrize(
+    ("error", "reason", "cause"),
+    [
+        (UserError("The reason."), Reason.REFUSED, "The reason."),
+        (torch.OutOfMemoryError("CUDA out of memory"), Reason.MEMORY, "Memory ran out."),
+        (RuntimeError("odd"), Reason.UNKNOWN, "An unexpected error ended the training (RuntimeError): odd"),
+    ],
+)
+def test_failed_run_leaves_its_cause(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: Reason, cause: str
+) -> None:
+    def fail(run: Run, _: Folders) -> bool:
+        run.set_state(Status.TRAINING)
         raise error
 
     monkeypatch.setattr(pipeline, "train_run", fail)
     run = create_run(folders, make_settings())
     assert work(folders, run, monkeypatch) == 1
     state = run.state()
-    assert state.status is Status.FAILED and state.cause == cause_in_words(error)
+    assert (state.status, state.reason, state.stage) == (Status.FAILED, reason, Status.TRAINING)
+    assert state.cause.startswith(cause)
+    assert ("RuntimeError: odd" in state.traceback) == (reason is Reason.UNKNOWN)
+
+
+def test_training_that_diverged_is_paused(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any) -> bool:
+        raise Diverged("The loss became nan.")
+
+    monkeypatch.setattr(pipeline, "train_run", diverge)
+    run = create_run(folders, make_settings())
+    assert work(folders, run, monkeypatch) == 0
+    assert (run.state().status, run.state().reason) == (Status.STOPPED, Reason.DIVERGED)
+
+
+def test_run_that_another_worker_trains_is_left_to_it(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_LOCK_TIMEOUT", 0)
+    run = create_run(folders, make_settings())
+    code = (
+        "import sys; from filelock import FileLock\n"
+        "lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(run.folder / ".worker.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout and other.stdin
+        other.stdout.readline()
+        assert work(folders, run, monkeypatch) == ALREADY_TRAINED
+        other.stdin.close()
+    assert run.stored_state().status is Status.QUEUED and not run.events_file.exists()
 
 
 def test_signals_ask_for_a_stop(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,9 @@ def make_model(vocabulary: int, *, seed: int = 0) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def make_folders(root: Path) -> Folders:
-    """Working folders below `root`, empty but for copies of the chat templates that ship."""
-    folders = Folders(
+def folders_in(root: Path) -> Folders:
+    """The working folders below `root`, made or not."""
+    return Folders(
         models=root / "models",
         datasets=root / "datasets",
         loras=root / "loras",
@@ -181,6 +181,11 @@ def make_folders(root: Path) -> Folders:
         templates=root / "templates",
         hub_cache=root / "hub",
     )
+
+
+def make_folders(root: Path) -> Folders:
+    """Working folders below `root`, empty but for copies of the chat templates that ship."""
+    folders = folders_in(root)
     folders.make()
     shutil.copytree(Folders().templates, folders.templates, dirs_exist_ok=True)
     return folders

@@ -29,7 +29,9 @@ from training.events import Step
 from training.methods import TrainableModel
 from training.modules import NEVER_CALLED
 from training.paths import PROJECT, Folders
-from training.runs import EventReader, Run, Status, create_run
+from training.run_state import Status
+from training.run_store import create_run
+from training.runs import EventReader, Run
 from training.settings import Settings
 
 IDS = list(range(40, 52))  # a text to compare logits of
@@ -65,6 +67,7 @@ def settings_for(**changes: Any) -> Settings:
         "learning_rate": 1e-2,
         "lora_dropout": 0,
         "virtual_tokens": 4,
+        "if_exists": "new version",
     }
     return make_settings(**(values | changes))
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training import supervisor
 from training.copied_settings import copy_settings
 from training.errors import UserError
 from training.events import Note
@@ -19,9 +18,11 @@ from training.history import History
 from training.parsing import parse_runnable
 from training.paths import Folders
 from training.presets import load_presets, values_of
-from training.runs import EventReader, Run, Status, find_run
+from training.run_state import Status
+from training.runs import EventReader, Run, find_run, is_adapter
 from training.settings import Group
 from training.settings_info import SettingInfo, describe
+from training.supervisor import Supervisor
 
 _POLL = 0.5  # seconds
 
@@ -30,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     """One flag a setting, from the declaration; what is not given keeps its default."""
     parser = argparse.ArgumentParser(
         prog="python -m training",
-        description="Train a LoRA. The run appears on the page too. Ctrl+C stops it after the current step and saves.",
+        description="Train a LoRA. The run appears on the page too. Ctrl+C stops it after the current step and saves; "
+        "Ctrl+C once more cancels it at once. While another run is trained, this one waits its turn.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--preset", default="", help="start from this preset, by its label, such as 'Style'")
@@ -68,15 +70,18 @@ def main(arguments: list[str] | None = None) -> int:
         models=given.pop("models_dir").absolute(),
         datasets=given.pop("datasets_dir").absolute(),
         loras=given.pop("loras_dir").absolute(),
+        data_anywhere=True,
     )
     try:
         folders.make()
         values = _starting_values(folders, given.pop("preset"), given.pop("copy_settings_from"))
-        thread = supervisor.start(parse_runnable(values | _with_full_paths(folders, given)), folders)
+        supervisor = Supervisor(folders)
+        run = supervisor.submit(parse_runnable(values | _with_full_paths(folders, given)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    return _follow(thread)
+    supervisor.keep_looking()
+    return _follow(run, supervisor)
 
 
 def _starting_values(folders: Folders, preset: str, earlier: str) -> dict[str, Any]:
@@ -117,23 +122,41 @@ def _full_path(folders: Folders, name: str) -> str:
     return str(Path(name).absolute()) if is_elsewhere else name
 
 
-def _follow(thread: supervisor.TrainingThread) -> int:
-    """Show a run's events until it ends; Ctrl+C asks it to stop."""
-    run = thread.training_run
+def _follow(run: Run, supervisor: Supervisor) -> int:
+    """Show a run's events until it ends; Ctrl+C asks it to stop, and a second time cancels it."""
     print(f"Training in {run.folder}")
     events, history = EventReader(run), History()
     with tqdm(unit="step", dynamic_ncols=True) as bar:
         while True:
             try:
-                ended = not thread.is_alive()
+                # Between two workers of one run, where memory ran out, only the thread tells that it goes on.
+                thread = supervisor.thread_of(run)
+                ended = run.state().status.ended and not (thread and thread.is_alive())
                 _show_new(events, history, bar)
                 if ended:
                     break
+                _show_place(run, supervisor, bar)
                 time.sleep(_POLL)
             except KeyboardInterrupt:
-                bar.write("Stopping after this step and saving ...")
-                run.request_stop()
+                _interrupt(run, supervisor, bar)
     return _say_end(run)
+
+
+def _interrupt(run: Run, supervisor: Supervisor, bar: tqdm[Any]) -> None:
+    if run.state().status is Status.QUEUED:
+        supervisor.queue.remove(run.name)
+    elif run.stop_requested():
+        bar.write("Cancelling ...")
+        run.request_cancel()
+    else:
+        bar.write("Stopping after this step and saving ... (Ctrl+C once more: at once, without saving)")
+        run.request_stop()
+
+
+def _show_place(run: Run, supervisor: Supervisor, bar: tqdm[Any]) -> None:
+    waiting = [other.name for other in supervisor.queue.runs()] if run.state().status is Status.QUEUED else []
+    if run.name in waiting:
+        bar.set_description_str(f"waits in the queue, place {waiting.index(run.name) + 1} of {len(waiting)}")
 
 
 def _show_new(events: EventReader, history: History, bar: tqdm[Any]) -> None:
@@ -158,7 +181,13 @@ def _say_end(run: Run) -> int:
     if state.status is Status.FAILED:
         print(f"Failed: {state.cause}", file=sys.stderr)
         return 1
-    print(f"{state.status.value.capitalize()}: the LoRA is in {run.folder}")
+    if not run.has_result():
+        print(f"{state.status.value.capitalize()}: {state.cause or 'nothing was saved.'}")
+        return 0
+    what = "LoRA" if is_adapter(run.folder) else "model"
+    print(f"{state.status.value.capitalize()}: the {what} is in {run.folder}")
+    if state.cause:
+        print(state.cause)
     return 0
 
 

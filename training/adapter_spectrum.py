@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from training.errors import UserError
+from training.json_files import read_small_json
 from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _spectrum(folder: Path, dates: tuple[int, ...]) -> Spectrum:
 
 def _read_config(folder: Path) -> _Config:
     try:
-        values = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        values = read_small_json(folder / ADAPTER_CONFIG)
         kind = values.get("peft_type")
         if kind == "LORA":
             config = _Config.model_validate(values)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.paths import Folders, list_models
+from training.json_files import read_small_json
+from training.paths import Folders, lies_in, list_models, quoted
 from training.runs import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CHECKPOINT_PREFIX,
     Run,
     find_run,
@@ -31,6 +34,18 @@ METHODS: dict[str, Method] = {  # by PEFT's names for them
     "PROMPT_TUNING": "prompt tuning",
     "P_TUNING": "P-tuning",
 }
+# What changes the base model or makes PEFT read other files.
+_NOT_LOADED = (
+    "megatron_config",
+    "layer_replication",
+    "corda_config",
+    "lora_ga_config",
+    "arrow_config",
+    "tokenizer_kwargs",
+)
+_LARGEST_SIZE = 1 << 16  # of a rank, or of virtual tokens; real ones have a few hundred
+_LONGEST_NAME = 2_000  # characters of a module's name or of an expression for several
+_SHOWN = 40  # characters of a wrong value
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ def _base_in_config(run: Run) -> str:
     """What PEFT wrote down, in the final adapter or in a checkpoint."""
     for folder in (run.folder, *(checkpoint.folder for checkpoint in run.checkpoints())):
         try:
-            config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            config = read_small_json(folder / ADAPTER_CONFIG)
         except (OSError, ValueError):
             continue
         if isinstance(config, dict) and config.get("base_model_name_or_path"):
@@ -74,12 +89,15 @@ def _base_in_config(run: Run) -> str:
 def adapter_folder(folders: Folders, name: str, step: int | None) -> Path:
     """Where a run's final adapter lies, or that of its checkpoint at `step`; raises UserError when it is gone."""
     run = find_run(folders, name)
+    if not lies_in(run.folder, folders.loras):
+        raise UserError(f"{quoted(name)} is a link that leads out of {folders.loras}: copy that folder there.")
     if step is None:
         if not run.has_result():
             raise UserError(f"'{run.name}' is not finished: choose a checkpoint, or train it to the end.")
         return run.folder
     for checkpoint in run.checkpoints():
-        if checkpoint.step == step and (is_adapter(checkpoint.folder) or is_whole_model(checkpoint.folder)):
+        is_there = checkpoint.step == step and lies_in(checkpoint.folder, folders.loras)
+        if is_there and (is_adapter(checkpoint.folder) or is_whole_model(checkpoint.folder)):
             return checkpoint.folder
     raise UserError(f"'{run.name}' has no checkpoint of step {step} any more: choose another.")
 
@@ -105,8 +123,9 @@ def earlier_adapter(folders: Folders, settings: Settings) -> Path:
     """
     name, _, checkpoint = settings.start_from.partition("/")
     step = checkpoint.removeprefix(CHECKPOINT_PREFIX)
-    if checkpoint and not step.isdecimal():
-        raise UserError(f"Start from: '{checkpoint}' is no checkpoint: write it like my-lora/{CHECKPOINT_PREFIX}40.")
+    if checkpoint and not re.fullmatch(r"\d{1,18}", step, re.ASCII):
+        wrong = quoted(checkpoint)
+        raise UserError(f"Start from: {wrong} is no checkpoint: write it like my-lora/{CHECKPOINT_PREFIX}40.")
     folder = adapter_folder(folders, name, int(step) if checkpoint else None)
     if not is_adapter(folder):
         raise UserError(
@@ -148,9 +167,66 @@ def _check_use(name: str, config: dict[str, Any], settings: Settings) -> None:
 def adapter_config(folder: Path) -> dict[str, Any]:
     """PEFT's adapter_config.json in a folder; raises UserError when it is damaged."""
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except ValueError:
+        config = read_small_json(folder / ADAPTER_CONFIG)
+    except (ValueError, OSError):
         raise UserError(f"The {ADAPTER_CONFIG} of '{folder.name}' is damaged: it is not JSON.") from None
     if not isinstance(config, dict):
         raise UserError(f"The {ADAPTER_CONFIG} of '{folder.name}' is damaged: it holds no settings.")
     return config
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise UserError for an adapter that is not to be loaded: it may come from anybody, and PEFT does as it says.
+
+    PEFT would load adapters of other kinds from places that their config names, or import what it names.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"There is no adapter in '{folder.name}'.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():  # else PEFT would look for a pickled one
+        raise UserError(
+            f"The adapter in '{folder.name}' has no {ADAPTER_WEIGHTS}, and only such weights are loaded, because other "
+            "kinds can run code: choose another."
+        )
+    config = adapter_config(folder)
+    if str(config.get("peft_type")) not in METHODS:
+        raise UserError(
+            f"The adapter in '{folder.name}' is of a kind that is not loaded ({_short(config.get('peft_type'))}): "
+            f"choose one of {', '.join(METHODS)}."
+        )
+    if asked := [key for key in _NOT_LOADED if config.get(key)]:
+        raise UserError(f"The adapter in '{folder.name}' asks for {asked[0]}, which is not loaded: choose another.")
+    if wrong := next(_wrong_values(config), ""):
+        raise UserError(f"The {ADAPTER_CONFIG} of '{folder.name}' is damaged ({wrong}): choose another adapter.")
+
+
+def _wrong_values(config: dict[str, Any]) -> Iterator[str]:
+    """What PEFT would take and then fail at, or fill the memory with."""
+    for key in ("r", "num_virtual_tokens", "encoder_hidden_size"):
+        if (value := config.get(key)) is not None and not (_is_whole(value) and 0 < value <= _LARGEST_SIZE):
+            yield f"{key} is {_short(value)}"
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        values: list[Any] = list(patterns.values()) if isinstance(patterns, dict) else [None]
+        if not all(_is_number(value) and 0 < value <= _LARGEST_SIZE for value in values):
+            yield f"{key} is {_short(patterns)}"
+    for key in ("lora_alpha", "alpha", "lora_dropout"):
+        if (value := config.get(key)) is not None and not _is_number(value):
+            yield f"{key} is {_short(value)}"
+    for key in ("target_modules", "modules_to_save", "exclude_modules"):
+        value = config.get(key)
+        names = value if isinstance(value, list) else [value or ""]
+        if not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names):
+            yield f"{key} is {_short(value)}"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    """A value of a file in a message."""
+    return quoted(str(value)[:_SHOWN])

@@ -9,16 +9,16 @@ from pathlib import Path
 from training.errors import UserError
 from training.hub_cache import cache_folder, cached_model
 from training.model_facts import CONFIG, ModelFacts, about, context_of, facts_of, read_config
-from training.paths import Folders
+from training.paths import Folders, lies_in, quoted
 from training.settings import Settings
 from training.trainable import why_not
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_NAME = re.compile(r"[A-Za-z0-9]([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # and nothing that only looks like it
 
 
 def is_hub_name(name: str) -> bool:
     """Whether `name` is written as the Hub's names are: org/model."""
-    return bool(_HUB_NAME.fullmatch(name))
+    return bool(_HUB_NAME.fullmatch(name)) and ".." not in name
 
 
 def locate_base_model(folders: Folders, name: str, *, run_code: bool = False) -> str:
@@ -60,17 +60,17 @@ def _find(folders: Folders, name: str) -> tuple[Path, ModelFacts] | None:
         raise UserError("Base model: choose one.")
     if name.lower().endswith((".gguf", ".ggml", ".bin", ".safetensors")):
         raise UserError(
-            f"Base model: '{name}' is a single file, and a GGUF file can be run but not trained: "
+            f"Base model: {quoted(name)} is a single file, and a GGUF file can be run but not trained: "
             "give the folder or the name of the original model on Hugging Face."
         )
     folder = folders.models / name
     # Not Path.is_dir, which raises for a name longer than the system allows.
-    if os.path.isdir(folder) and folder.resolve().is_relative_to(folders.models.resolve()):
+    if lies_in(folder, folders.models) and os.path.isdir(folder):
         return folder, facts_of(folder)
     if is_hub_name(name):
         return cached_model(cache_folder(folders.hub_cache), name)
     raise UserError(
-        f"Base model: there is no folder '{name}' in {folders.models}. Put the model's folder there, "
+        f"Base model: there is no folder {quoted(name)} in {folders.models}: put the model's folder there, "
         "or type its Hugging Face name, such as org/model."
     )
 

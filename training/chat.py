@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.adapters import adapter_folder
 from training.base_models import local_base_model
+from training.consent import has_consent
 from training.errors import UserError
 from training.formats import Message
 from training.libraries import load_libraries
@@ -26,6 +27,7 @@ from training.paths import Folders
 from training.runs import find_run, is_adapter
 from training.sampling import Sampling
 from training.settings import Precision, Settings
+from training.supervisor import active_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from training.generation import Answer, Prompt
 
 log = logging.getLogger(__name__)
+PUT_AWAY = (
+    "A training has started and needs the memory, so the model was put away; it is loaded again with your next message."
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class _Job:
     with_adapter: bool
     stop_event: threading.Event
     closed: threading.Event = field(default_factory=threading.Event)
+    pushed_out: bool = False  # by a training, which needs the memory
+    remark: str = ""  # what there is to say beside how long it took
     outbox: queue.SimpleQueue[Reply | Exception | None] = field(default_factory=queue.SimpleQueue)
 
     def stopped(self) -> bool:
@@ -87,6 +94,14 @@ class _Job:
 
     def show(self, status: str, text: str = "") -> None:
         self.outbox.put(Reply(text, status))
+
+    def show_stopped(self) -> None:
+        self.show(PUT_AWAY if self.pushed_out else "Stopped.")
+
+    def push_out(self) -> None:
+        """End it in favour of a training; what is asked together with it ends too."""
+        self.pushed_out = True
+        self.stop_event.set()
 
 
 @dataclass
@@ -111,6 +126,10 @@ class Chat:
         self._folders = folders
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
+        self._jobs: list[_Job] = []  # under way or waiting for their turn
+        self._giving_way = 0  # how many trainings are about to take the memory
+        self._jobs_lock = threading.Lock()
+        self.put_away = False  # the model made room for a training and was not loaded again since
 
     def reply(
         self,
@@ -141,14 +160,32 @@ class Chat:
         with self._lock:
             self._drop()
 
+    def give_way(self) -> None:
+        """Free the model's memory for a training: answers under way end after the token at hand."""
+        with self._jobs_lock:
+            self._giving_way += 1
+            for job in self._jobs:
+                job.push_out()
+        try:
+            with self._lock:
+                self.put_away = self.put_away or self._loaded is not None
+                self._drop()
+        finally:
+            with self._jobs_lock:
+                self._giving_way -= 1
+
     def _work(self, job: _Job) -> None:
         """Answer one job in a thread of its own; whatever goes wrong reaches the reader."""
+        with self._jobs_lock:
+            self._jobs.append(job)
+            if self._giving_way:
+                job.push_out()
         try:
             if not self._lock.acquire(blocking=False):
                 job.show("Waiting for the answer to another chat ...")
                 while not self._lock.acquire(timeout=0.2):
                     if job.stopped():
-                        job.show("Stopped.")
+                        job.show_stopped()
                         return
             try:
                 self._answer(job)
@@ -160,13 +197,15 @@ class Chat:
             log.exception("answering failed")
             job.outbox.put(error)
         finally:
+            with self._jobs_lock:
+                self._jobs.remove(job)
             job.outbox.put(None)
 
     def _answer(self, job: _Job) -> None:
         try:
             loaded = self._load(job)
             if job.stopped():
-                job.show("Stopped.")
+                job.show_stopped()
             else:
                 _generate(loaded, job)
             return
@@ -195,7 +234,10 @@ class Chat:
         loaded = self._loaded
         if loaded and (loaded.base, loaded.adapter, loaded.written) == (base, adapter, written):
             return loaded
-        job.show(f"Loading {what.adapter if loaded and loaded.base == base and adapter else what.base_model} ...")
+        if training := active_run(self._folders):
+            job.remark = f"The training of '{training.name}' shares the memory with the model and is slower meanwhile."
+        name = what.adapter if loaded and loaded.base == base and adapter else what.base_model
+        job.show(f"Loading {name} ... {job.remark}".strip())
         load_libraries()
         from training import model as models
 
@@ -210,13 +252,14 @@ class Chat:
         if adapter:
             models.fit_embeddings(model, tokenizer)
             model = models.load_adapter(model, adapter)
-        self._loaded = _Loaded(base, adapter, written, model.eval(), tokenizer)
+        self._loaded, self.put_away = _Loaded(base, adapter, written, model.eval(), tokenizer), False
         return self._loaded
 
     def _settings(self, what: ChatModel) -> Settings:
         """How to load: code of the model's own runs only where it was allowed to in the training."""
         try:
             trusted = bool(what.adapter) and find_run(self._folders, str(what.adapter)).settings().trust_remote_code
+            trusted = trusted and has_consent(self._folders, str(what.adapter))
         except UserError:
             trusted = False  # the adapter comes from elsewhere
         return Settings(precision=what.precision, trust_remote_code=trusted)
@@ -259,7 +302,8 @@ def _generate(loaded: _Loaded, job: _Job) -> None:
         answer = write_answer(
             model, tokenizer, prompt, job.sampling, job.stopped, lambda text: job.show("Writing ...", text)
         )
-    job.show(_summary(prompt, answer, job.stopped()), answer.text)
+    said = PUT_AWAY if job.pushed_out else f"{_summary(prompt, answer, job.stopped())} {job.remark}".strip()
+    job.show(said, answer.text)
 
 
 def _summary(prompt: Prompt, answer: Answer, stopped: bool) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from training.chat_templates import TEMPLATE_ERRORS
 from training.formats import Conversation, Message, RowError
+from training.template_trial import TEMPLATE_ERRORS
 
 Span = tuple[int, int]  # half open; in characters unless said otherwise
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")

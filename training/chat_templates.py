@@ -10,46 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError
 
 from training.errors import UserError
-from training.paths import Folders, safe_name
+from training.paths import Folders, lies_in, quoted, safe_name
+from training.template_trial import LONGEST, TEMPLATE_ERRORS, check_template, environment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OWN = ""  # the base model's own template
 FALLBACK = "alpaca"  # asks for no token beyond the model's own end token, so that it fits any base model
-# What rendering raises: templates add what may be missing, index what may be empty, nest or call themselves too deep,
-# and Python's own errors come through Jinja as they are.
-TEMPLATE_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 _ABOUT = re.compile(r"\s*\{#[-+]?\s*(.*?)\s*[-+]?#\}", re.DOTALL)
 
 
-class _GenerationMarkers(Extension):
-    """The tag that transformers adds to Jinja, as far as reading it goes."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 # Reads what transformers reads. It stands here so that a list of the templates needs none of that large library.
-_CHECKER = ImmutableSandboxedEnvironment(extensions=[_GenerationMarkers, "jinja2.ext.loopcontrols"])
+_CHECKER = environment()
 
 
 @dataclass(frozen=True)
@@ -72,8 +48,10 @@ def load_template(folders: Folders, name: str) -> ChatTemplate:
     if name not in files:
         known = ", ".join(files) or "none, since the folder is empty"
         raise UserError(
-            f"There is no chat template '{name}' in {folders.templates}: choose one that is there ({known})."
+            f"There is no chat template {quoted(name)} in {folders.templates}: choose one that is there ({known})."
         )
+    if not lies_in(files[name], folders.templates):
+        raise UserError(f"The chat template {quoted(name)} is a link that leads out of {folders.templates}: copy it.")
     return _read(files[name])
 
 
@@ -114,7 +92,9 @@ def _files(folders: Folders) -> list[Path]:
 def _read(path: Path) -> ChatTemplate:
     try:
         safe_name(path.stem, f"The name of the chat template {path.name!r}")
-        source = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            source = file.read(LONGEST + 1)
+        check_template(source, f"The chat template {path.name}")
         _CHECKER.compile(source)
     except UnicodeDecodeError:
         raise UserError(f"The chat template {path.name} is not UTF-8 text: save it as UTF-8.") from None
@@ -143,6 +123,15 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
             "choose one of the named templates."
         )
     return own.get("default")
+
+
+def check_own_templates(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise UserError for a tokenizer from the folder `name` with a template that would do harm."""
+    own = tokenizer.chat_template
+    if isinstance(own, list):
+        own = {each["name"]: each["template"] for each in own}
+    for source in own.values() if isinstance(own, dict) else [own or ""]:
+        check_template(source, f"The chat template of {quoted(name)}")
 
 
 def _with_start(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> str:
@@ -184,4 +173,5 @@ def _note_on_end(tokenizer: PreTrainedTokenizerBase, what: str) -> str:
 
 
 def _plain(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    """What the error says as a part of a sentence."""
+    return " ".join(str(error).split()).rstrip(".").replace(". ", "; ")

@@ -1,38 +1,35 @@
-"""Saves and loads what a run needs to go on; a folder in the run is complete or it is not there."""
+"""Saves and loads what a run needs to go on, each checkpoint with the hashes of its files."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerBase
+from transformers.optimization import GreedyLR
 
+from training import processes
+from training.checkpoint_files import MANIFEST, bytes_of, flush, whole_folder, why_damaged, write_manifest
 from training.errors import UserError
+from training.events import Note
 from training.methods import TrainableModel
-from training.runs import ADAPTER_CONFIG, CHECKPOINT_PREFIX, MODEL_CONFIG, Checkpoint, Run, is_adapter, is_whole_model
+from training.paths import free_path
+from training.post_mortem import is_out_of_memory
+from training.progress import Progress
+from training.room import write_when_it_fits
+from training.runs import CHECKPOINT_PREFIX, Checkpoint, Run, is_adapter, is_whole_model
 
-_STATE_FILE = "trainer_state.pt"
-_SPARE_BYTES = 64 * 2**20  # left free beside what a save needs
-
-
-@dataclass
-class Progress:
-    """How far the training is: optimizer steps done, and the losses of the last of them."""
-
-    step: int = 0
-    loss: float | None = None
-    evaluation_loss: float | None = None
+_STATE_FILE, _PROGRESS_FILE = "trainer_state.pt", "progress.json"
+NOT_OF_THE_RESULT = (_STATE_FILE, _PROGRESS_FILE, MANIFEST)
+_READING_FAILS = (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, ValueError, TypeError, AttributeError)
 
 
 @dataclass
@@ -42,94 +39,181 @@ class Resumable:
     optimizer: Any
     scheduler: Any
     scaler: Any | None  # only float16 has one
+    learning_rate: float  # as the settings ask for it
     weights: dict[str, torch.Tensor] = field(default_factory=dict)  # those that the model's own files do not hold
 
     def state(self) -> dict[str, Any]:
-        """All states and the random ones, as tensors and plain values only, so that loading them can run no code."""
-        version, python_state, gauss = random.getstate()
+        """All states and the random ones, as tensors and plain values only, so that loading them can run no code.
+
+        Where several processes train, each has to call this at the same time.
+        """
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "learning_rate": self.learning_rate,
             "weights": {name: weight.detach() for name, weight in self.weights.items()},
-            "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python_random": [version, list(python_state), gauss],
+            "random": processes.gathered(_random_state()),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` gave, with the learning rate of now."""
+        new_rates = [float(r) for r in self.scheduler.base_lrs] if isinstance(self.scheduler, LambdaLR) else []
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         for name, weight in self.weights.items():
             weight.data.copy_(state["weights"][name])
-        self._take_rate_of_the_new_schedule()
+        if isinstance(self.scheduler, LambdaLR):
+            self._follow_schedule(self.scheduler, new_rates)
+        elif self.learning_rate != state["learning_rate"]:
+            self._scale_rates(self.learning_rate / state["learning_rate"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["torch_random"])
-        if torch.cuda.is_available() and state["cuda_random"]:
-            torch.cuda.set_rng_state_all(state["cuda_random"])
-        version, python_state, gauss = state["python_random"]
-        random.setstate((version, tuple(python_state), gauss))
+        _take_random_state(state["random"])
 
-    def _take_rate_of_the_new_schedule(self) -> None:
-        """With more epochs the schedule is another from here on; the optimizer came back with the old one's rate."""
-        if isinstance(self.scheduler, LambdaLR):
-            step = self.scheduler.last_epoch
-            for group, base, share in zip(
-                self.optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = base * share(step)
+    def _follow_schedule(self, scheduler: LambdaLR, rates: list[float]) -> None:
+        """The rate is that of the schedule of now, which more epochs or another learning rate have changed."""
+        scheduler.base_lrs[:] = rates
+        for group, rate, share in zip(self.optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * share(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _scale_rates(self, factor: float) -> None:
+        """A rate that followed the evaluation stays at the same share of the learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+        self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if isinstance(self.scheduler, GreedyLR):
+            for bounds in (self.scheduler.min_lrs, self.scheduler.max_lrs, self.scheduler._init_lrs):
+                bounds[:] = [rate * factor for rate in bounds]
 
 
-def save_checkpoint(run: Run, model: TrainableModel, resumable: Resumable, progress: Progress) -> Checkpoint:
-    """Write checkpoint-<step>; raises UserError when the disk is full."""
+def _random_state() -> dict[str, Any]:
+    """Of all that draws random numbers in this process, on its own GPU."""
+    version, python_state, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(python_state), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+    }
+
+
+def _take_random_state(states: list[dict[str, Any]]) -> None:
+    own = processes.rank()
+    state = states[own] if own < len(states) else states[0]
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+    version, python_state, gauss = state["python"]
+    random.setstate((version, tuple(python_state), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    if own >= len(states):  # more processes than there were
+        processes.own_random_numbers(torch.initial_seed())
+
+
+def save_checkpoint(run: Run, model: TrainableModel, state: dict[str, Any], progress: Progress) -> Checkpoint:
+    """Write checkpoint-<step> with a `Resumable.state()`; while the disk is full it waits for room."""
     folder = run.folder / f"{CHECKPOINT_PREFIX}{progress.step}"
-    check_room(run.folder, 4 * _trained_bytes(model))  # the adapter, two moments an optimizer keeps, and a spare
-    with whole_folder(folder) as partial:
-        _save_model(run, model, partial)
-        # Into a file of Python's: of a full disk torch's own would only say that a position is unexpected.
-        with (partial / _STATE_FILE).open("wb") as file:
-            torch.save(resumable.state(), file)
-        (partial / "progress.json").write_text(json.dumps(vars(progress)), encoding="utf-8")
+
+    def write() -> None:
+        with whole_folder(folder) as partial:
+            save_model(run, model, partial)
+            # Into a file of Python's: of a full disk torch's own would only say that a position is unexpected.
+            with (partial / _STATE_FILE).open("wb") as file:
+                torch.save(state, file)
+            (partial / _PROGRESS_FILE).write_text(progress.to_json(), encoding="utf-8")
+            write_manifest(partial)
+
+    write_when_it_fits(run, _room_for_checkpoint(run, model), write)
     return Checkpoint(progress.step, folder)
 
 
+def _room_for_checkpoint(run: Run, model: TrainableModel) -> int:
+    """Bytes: as many as the last one takes, or the weights, the two moments an optimizer keeps, and a spare."""
+    saved = run.checkpoints()
+    return bytes_of(saved[-1].folder) if saved else 4 * trained_bytes(model)
+
+
+def newest_whole_checkpoint(run: Run) -> Checkpoint | None:
+    """The last checkpoint that is as it was written; later ones are damaged and set aside, with a note of the run.
+
+    What a process that was killed has left half written or half deleted goes, because it only takes room.
+    """
+    for pattern in (f".{CHECKPOINT_PREFIX}*.partial", f".{CHECKPOINT_PREFIX}*.deleted", ".result.partial"):
+        for leftover in run.folder.glob(pattern):
+            shutil.rmtree(leftover)
+    found = run.checkpoints()
+    for checkpoint in reversed(found):
+        problem = why_damaged(checkpoint.folder) or _why_unreadable(checkpoint)
+        if not problem:
+            return checkpoint
+        set_aside(run, [checkpoint], "damaged")
+        what = "the one before is taken" if checkpoint != found[0] else "none is left and the training begins anew"
+        text = f"The checkpoint of step {checkpoint.step:,} is damaged ({problem}): {what}."
+        run.append(Note(level="warning", text=text))
+    return None
+
+
+def set_aside(run: Run, checkpoints: Iterable[Checkpoint], why: str) -> None:
+    """Rename checkpoints that nothing may go on from, which frees their names; `why` is the new name's ending."""
+    for checkpoint in checkpoints:
+        checkpoint.folder.rename(free_path(run.folder / f".{checkpoint.folder.name}.{why}"))
+
+
+def _why_unreadable(checkpoint: Checkpoint) -> str:
+    """What is wrong with a state whose bytes are as they were written; nothing where it can be gone on from."""
+    try:
+        # Mapped: of a large one only what is looked at comes into memory.
+        torch.load(checkpoint.folder / _STATE_FILE, weights_only=True, map_location="cpu", mmap=True)
+        _read_progress(checkpoint)
+    except _READING_FAILS as error:
+        if is_out_of_memory(error):
+            raise
+        return "its state cannot be read"
+    return ""
+
+
+def _read_progress(checkpoint: Checkpoint) -> Progress:
+    progress = Progress.from_json((checkpoint.folder / _PROGRESS_FILE).read_text(encoding="utf-8"))
+    if progress.step != checkpoint.step:
+        raise ValueError(f"the progress is that of step {progress.step}")
+    return progress
+
+
 def load_checkpoint(checkpoint: Checkpoint, resumable: Resumable) -> Progress:
-    """Restore everything but the model, which is loaded before; raises UserError when the folder is damaged."""
+    """Restore everything but the model, which is loaded before, from a whole checkpoint.
+
+    Raises UserError where its state is of another kind than what is trained now.
+    """
     try:
         state = torch.load(checkpoint.folder / _STATE_FILE, weights_only=True, map_location="cpu")
         resumable.load(state)
-        return Progress(**json.loads((checkpoint.folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, EOFError, UnpicklingError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        return _read_progress(checkpoint)
+    except _READING_FAILS as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
-            f"The checkpoint of step {checkpoint.step} is damaged: delete its folder {checkpoint.folder.name} "
-            "and continue from the one before."
+            f"The checkpoint of step {checkpoint.step:,} cannot be gone on from, because its state does not fit this "
+            "training: begin a new version that starts from this LoRA."
         ) from error
 
 
-def delete_old_checkpoints(run: Run, keep_last: int) -> None:
-    """Leave the newest `keep_last` checkpoints; 0 keeps all."""
+def best_checkpoint(run: Run, progress: Progress) -> Checkpoint | None:
+    """Of the checkpoints that are there, the one whose step has the lowest evaluation loss; the first of equals."""
+    known = [c for c in run.checkpoints() if c.step in progress.evaluations]
+    return min(known, key=lambda c: progress.evaluations[c.step], default=None)
+
+
+def delete_old_checkpoints(run: Run, keep_last: int, best: Checkpoint | None = None) -> None:
+    """Leave the newest `keep_last` checkpoints and the best one; 0 keeps all."""
     for checkpoint in run.checkpoints()[:-keep_last] if keep_last else []:
-        # Renamed first: a checkpoint that is half deleted must not look like a whole one.
-        doomed = checkpoint.folder.rename(run.folder / f".{checkpoint.folder.name}.deleted")
-        shutil.rmtree(doomed)
-
-
-def save_result(run: Run, model: TrainableModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the adapter and the tokenizer, with the template used in training, into the run folder, each file whole."""
-    check_room(run.folder, _trained_bytes(model))
-    partial = run.folder / ".result.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    _save_model(run, model, partial)
-    tokenizer.save_pretrained(str(partial))
-    _flush(partial)
-    # The config goes last: readers take a folder without it for one without an adapter.
-    for file in sorted(partial.iterdir(), key=lambda p: p.name in (ADAPTER_CONFIG, MODEL_CONFIG)):
-        if file.is_dir():  # a folder, such as that of a tokenizer's further templates, replaces no full one
-            shutil.rmtree(run.folder / file.name, ignore_errors=True)
-        file.replace(run.folder / file.name)
-    partial.rmdir()
+        if checkpoint != best:
+            # Renamed first: a checkpoint that is half deleted must not look like a whole one.
+            doomed = checkpoint.folder.rename(run.folder / f".{checkpoint.folder.name}.deleted")
+            shutil.rmtree(doomed)
 
 
 def initial_adapter(run: Run) -> Path:
@@ -141,15 +225,22 @@ def save_initial_adapter(run: Run, model: PeftModel) -> None:
     """Keep what the adapter begins with, so that each save can be told as a change to the untouched base."""
     config = model.peft_config["default"]
     begins_with, config.init_lora_weights = config.init_lora_weights, True  # PEFT's conversion asks for it so
-    model.save_pretrained(str(initial_adapter(run)), save_embedding_layers=False)
+
+    def write() -> None:
+        model.save_pretrained(str(initial_adapter(run)), save_embedding_layers=False)
+        flush(initial_adapter(run))
+
+    write_when_it_fits(run, trained_bytes(model), write)
     config.init_lora_weights = begins_with
 
 
-def _save_model(run: Run, model: TrainableModel, folder: Path) -> None:
+def save_model(run: Run, model: TrainableModel, folder: Path) -> None:
+    """Write what is trained into `folder`, as anyone loads it; the random numbers go on as if nothing had been done."""
     if isinstance(model, PeftModel):
         initial = initial_adapter(run)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         # "auto" would ask the Hub whether the vocabulary has grown; where it has, the embeddings are trained fully.
-        with torch.random.fork_rng():  # the conversion draws numbers, and saving must not change what follows
+        with torch.random.fork_rng(devices):  # the conversion draws numbers, and saving must not change what follows
             model.save_pretrained(
                 str(folder),
                 save_embedding_layers=False,
@@ -161,36 +252,6 @@ def _save_model(run: Run, model: TrainableModel, folder: Path) -> None:
         raise RuntimeError("the library wrote no weights")
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name only when all is in it."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        _flush(partial)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # half a checkpoint must not fill the disk up
-
-
-def _flush(folder: Path) -> None:
-    """Have the files really on the disk before their names say so: a power cut must not leave empty ones behind."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-
-
-def _trained_bytes(model: TrainableModel) -> int:
+def trained_bytes(model: TrainableModel) -> int:
+    """What the trained weights take, in bytes."""
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-
-
-def check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE_BYTES:
-        raise UserError(
-            f"The disk is full: saving needs {(needed + _SPARE_BYTES) / 2**20:,.0f} MB and {free / 2**20:,.0f} MB are "
-            "free. Make room, then continue from the last checkpoint."
-        )

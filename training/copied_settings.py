@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, get_args
 from training.adapters import METHODS, base_of
 from training.errors import SettingsError, UserError
 from training.formats import FORMAT_FILE_SUFFIX
+from training.json_files import read_small_json
 from training.parsing import parse
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders
 from training.runs import ADAPTER_CONFIG, SETTINGS_FILE, Run
@@ -172,8 +172,8 @@ def _with_defaults_for_wrong(values: dict[str, Any], notes: list[str]) -> Copied
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = read_small_json(path)
+    except ValueError:
         raise UserError(f"The {path.name} of '{path.parent.name}' is damaged: it is not JSON.") from None
     if not isinstance(content, dict):
         raise UserError(f"The {path.name} of '{path.parent.name}' is damaged: it holds no settings.")

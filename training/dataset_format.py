@@ -24,7 +24,7 @@ from training.formats import (
     load_format_file,
 )
 from training.formats.values import shown
-from training.paths import Folders
+from training.paths import Folders, lies_in
 
 _ROWS_WITH_COLUMNS = 1_000
 _FIRST_ROWS = 1_000  # of a large file, all that is looked at before a training starts
@@ -46,7 +46,7 @@ def _format_files(folders: Folders) -> list[str]:
 
 def format_file(folders: Folders, name: str) -> Path:
     """The format file called `name`; raises UserError when the folder has none of that name."""
-    if name not in _format_files(folders):
+    if name not in _format_files(folders) or not lies_in(folders.formats / name, folders.formats):
         raise UserError(
             f"There is no format file {shown(name)} in {folders.formats}: upload it or choose another data format."
         )

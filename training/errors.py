@@ -16,3 +16,7 @@ class SettingsError(UserError):
     def __init__(self, problems: dict[str, str]) -> None:
         super().__init__("\n".join(problems.values()))
         self.problems = problems
+
+
+class Diverged(UserError):  # noqa: N818 - what happened, not what is wrong with the program
+    """The loss is no number any more, or far too high: going on would only spoil what was learnt."""

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig
 
 from training.adapters import earlier_adapter
-from training.checkpoints import check_room, whole_folder
+from training.checkpoint_files import check_room, whole_folder
 from training.earlier import tokenizer_folder
 from training.errors import UserError
+from training.json_files import read_small_json
 from training.model import fit_embeddings, load_adapter, load_base, load_tokenizer
 from training.paths import MAX_NAME_LENGTH, Folders, free_path, safe_name
 from training.runs import ADAPTER_WEIGHTS
@@ -63,7 +64,7 @@ def _made_before(folders: Folders, origin: dict[str, str]) -> Path | None:
     """The merged model of this very base and adapter, if it is there."""
     for file in folders.models.glob(f"*/{_ORIGIN}"):
         try:
-            if json.loads(file.read_text(encoding="utf-8")) == origin:
+            if read_small_json(file) == origin:
                 return file.parent
         except ValueError:
             continue  # damaged: it is made anew

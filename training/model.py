@@ -20,11 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from training.adapters import check_adapter
+from training.chat_templates import check_own_templates
 from training.errors import UserError
 from training.methods import in_float32, make_ready
 from training.model_facts import read_config
 from training.modules import NEVER_CALLED
-from training.runs import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from training.post_mortem import is_out_of_memory
 from training.settings import FULL, Precision, Settings
 
 _LOADING_FAILS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
@@ -55,6 +57,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load("tokenizer", source, error) from error
+    check_own_templates(tokenizer, Path(source).name)
     if tokenizer.eos_token is None:
         raise UserError(f"Base model: the tokenizer of '{Path(source).name}' has no end token: choose another model.")
     if tokenizer.pad_token is None:
@@ -86,7 +89,7 @@ def load_base(source: str, settings: Settings) -> PreTrainedModel:
             **quantization,
         )
     except _LOADING_FAILS as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise _cannot_load("model", source, error) from error
     if report["missing_keys"]:
@@ -156,13 +159,7 @@ def _cannot_load(what: str, source: str, error: Exception) -> UserError:
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The adapter in `folder` on the base model; raises UserError when it is missing, damaged or for another base."""
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise UserError(f"There is no adapter in '{folder.name}'.")
-    if not (folder / ADAPTER_WEIGHTS).is_file():  # else PEFT would look for a pickled one
-        raise UserError(
-            f"The adapter in '{folder.name}' has no {ADAPTER_WEIGHTS}. "
-            "Only these weights are loaded, because other kinds can run code."
-        )
+    check_adapter(folder)
     try:
         make_ready(model, PeftConfig.from_pretrained(str(folder)))
         loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, use_safetensors=True)
@@ -178,7 +175,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
             f"The adapter in '{folder.name}' is damaged: delete the folder {folder} and use an earlier checkpoint."
         ) from error
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         log.error("loading the adapter %s failed", folder, exc_info=error)
         raise UserError(

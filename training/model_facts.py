@@ -5,8 +5,8 @@ Nothing is loaded, and neither torch nor transformers is imported.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from training.errors import UserError
+from training.json_files import read_small_json
 
 CONFIG = "config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,6 +34,8 @@ _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _METHODS = {"gptq": "GPTQ", "awq": "AWQ", "mxfp4": "MXFP4", "nvfp4": "NVFP4", "fp8": "FP8", "fbgemm_fp8": "FP8"}
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
+_LONGEST_NAME = 200  # characters of an architecture and the like
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")  # how architectures that write text end
 
 
@@ -140,8 +143,8 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"Base model: {what_else_it_is({p.name for p in folder.iterdir()}, name)}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        config = read_small_json(path)
+    except (ValueError, OSError):
         config = None
     if not isinstance(config, dict):
         raise UserError(f"Base model: the config.json of '{name}' is damaged; copy the model again.")
@@ -173,11 +176,11 @@ def weight_files(folder: Path, name: str) -> tuple[list[str], list[str]]:
     if not index.is_file():
         return [], []
     try:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        # A name with a folder in it could lead anywhere.
-        if not all(isinstance(file, str) and file == Path(file).name for file in files):
+        files = sorted(set(read_small_json(index)["weight_map"].values()))
+        # A name with a folder in it could lead anywhere, and files of another kind can run code.
+        if not all(isinstance(file, str) and _SHARD.fullmatch(file) for file in files):
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise UserError(f"Base model: the {WEIGHTS_INDEX} of '{name}' is damaged; copy the model again.") from None
     return files, [file for file in files if not (folder / file).is_file()]
 
@@ -241,8 +244,8 @@ def _has_chat_template(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        values = read_small_json(path)
+    except (ValueError, OSError):
         return False  # loading the tokenizer says more
     return isinstance(values, dict) and bool(values.get("chat_template"))
 
@@ -279,4 +282,5 @@ def _first_name(value: Any) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """A name for people and for lists of names: in one line, and no longer than any that is known."""
+    return " ".join(value.split())[:_LONGEST_NAME] if isinstance(value, str) else ""

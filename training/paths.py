@@ -33,6 +33,9 @@ class Folders:
     formats: Path = PROJECT / "formats"
     templates: Path = PROJECT / "templates"
     hub_cache: Path | None = None  # None: where huggingface_hub keeps its downloads
+    # Data files may lie elsewhere: for the command line, whose user owns the shell, and for the worker, which does only
+    # what was checked before; never for the page.
+    data_anywhere: bool = False
 
     def make(self) -> None:
         """Create what is missing; raises UserError where the system refuses."""
@@ -61,9 +64,26 @@ def safe_name(text: str, what: str = "The name") -> str:
         )
     if name[0] == "." or name[-1] == "." or not any(c.isalnum() for c in name):
         raise UserError(f"{what} must not begin or end with a dot, and needs a letter or a digit.")
-    if _RESERVED.fullmatch(name):
+    if _RESERVED.fullmatch(unicodedata.normalize("NFKC", name)):
         raise UserError(f"{what} '{name}' is reserved by Windows: choose another.")
     return name
+
+
+def quoted(name: str) -> str:
+    """A name for a message: in quotes, shortened, with what cannot be seen or would turn the text escaped."""
+    return repr(name if len(name) <= MAX_NAME_LENGTH else name[:MAX_NAME_LENGTH] + "…")
+
+
+def lies_in(path: Path, root: Path) -> bool:
+    """Whether `path` is `root` or below it, and no ".." and no link on the way leads out of it."""
+    real_root = os.path.realpath(root)
+    # First without a look at the disk: on Windows a path can name another computer, which would be asked.
+    if not any(Path(os.path.abspath(path)).is_relative_to(whole) for whole in (os.path.abspath(root), real_root)):
+        return False
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(real_root)
+    except ValueError:  # no name of a file, with NUL in it or half a character
+        return False
 
 
 def free_path(path: Path) -> Path:
@@ -79,16 +99,22 @@ def data_files(folders: Folders, names: Sequence[str], suffixes: Sequence[str]) 
     """The files that `names` stand for, in their order: files or folders in the datasets folder, or paths of such.
 
     A folder stands for all files below it that end in one of `suffixes`, sorted, without hidden ones. Raises UserError
-    for a name that does not exist, a file of another kind, a folder without files, a file named twice, and no names.
+    for a name that does not exist, a file of another kind, a folder without files, a file named twice, no names, and
+    unless `data_anywhere` is set for what lies outside of the datasets folder, or is a link to there.
     """
     found: dict[Path, str] = {}
     for name in names:
         path = _found(folders, name)
         if path is None:
-            raise UserError(f"There is no file or folder '{name}' in {folders.datasets}: upload it or choose another.")
+            raise UserError(
+                f"There is no file or folder {quoted(name)} in {folders.datasets}: upload it or choose another."
+            )
         for file in _files_of(path, name, suffixes):
+            _check_inside(folders, file, name)
             if (file := file.resolve()) in found:
-                raise UserError(f"The file {file.name} is chosen twice ('{found[file]}' and '{name}'): remove one.")
+                raise UserError(
+                    f"The file {file.name} is chosen twice ({quoted(found[file])} and {quoted(name)}): remove one."
+                )
             found[file] = name
     if not found:
         raise UserError("No data file is chosen: pick one or upload yours.")
@@ -98,13 +124,15 @@ def data_files(folders: Folders, names: Sequence[str], suffixes: Sequence[str]) 
 def list_data_files(folders: Folders, suffixes: Sequence[str]) -> list[str]:
     """What the datasets folder offers: its files with one of `suffixes`, and "name/" for each folder that holds some.
 
-    Sorted; hidden ones are left out, and so are folders that the system does not let us read.
+    Sorted; hidden ones are left out, and so are links to elsewhere and folders that the system does not let us read.
     """
     if not folders.datasets.is_dir():
         return []
     names = []
     # A name that is no valid Unicode could not be shown in a browser.
     for path in (p for p in folders.datasets.iterdir() if not p.name.startswith(".") and _is_unicode(p.name)):
+        if not lies_in(path, folders.datasets):
+            continue  # it would be refused
         if path.is_dir():
             names += [f"{path.name}/"] if any(_files_below(path, suffixes, None)) else []
         elif path.is_file() and path.suffix.lower() in suffixes:
@@ -116,7 +144,21 @@ def _found(folders: Folders, name: str) -> Path | None:
     if not name.strip():
         raise UserError("No data file is chosen: pick one or upload yours.")
     # Not Path.exists, which raises for a name longer than the system allows.
-    return next((p for p in (folders.datasets / name, Path(name)) if os.path.exists(p)), None)
+    if folders.data_anywhere:
+        return next((p for p in (folders.datasets / name, Path(name)) if os.path.exists(p)), None)
+    if "\0" in name:
+        return None
+    _check_inside(folders, folders.datasets / name, name)
+    return folders.datasets / name if os.path.exists(folders.datasets / name) else None
+
+
+def _check_inside(folders: Folders, path: Path, name: str) -> None:
+    # The same words whether there is such a file or not: else the page would tell what lies elsewhere.
+    if not folders.data_anywhere and not lies_in(path, folders.datasets):
+        raise UserError(
+            f"{quoted(name)} leads out of {folders.datasets}, and the page reads no data from elsewhere: upload it, or "
+            "copy it there."
+        )
 
 
 def _files_of(path: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
@@ -124,12 +166,12 @@ def _files_of(path: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
     if path.is_dir():
         files = sorted(_files_below(path, suffixes, _refuse))
         if not files:
-            raise UserError(f"The folder '{name}' holds no file that ends in one of {known}: choose another.")
+            raise UserError(f"The folder {quoted(name)} holds no file that ends in one of {known}: choose another.")
         return files
     if not path.is_file():
-        raise UserError(f"'{name}' is neither a file nor a folder: choose another.")
+        raise UserError(f"{quoted(name)} is neither a file nor a folder: choose another.")
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"'{name}' is of another kind: choose a file that ends in one of {known}.")
+        raise UserError(f"{quoted(name)} is of another kind: choose a file that ends in one of {known}.")
     return [path]
 
 

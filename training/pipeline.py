@@ -5,26 +5,30 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from training import data, model
+from training import data, model, processes
 from training.adapters import earlier_adapter
 from training.base_models import cutoff_warning, is_hub_name, locate_base_model
 from training.batches import collate
-from training.checkpoints import save_initial_adapter, save_result
+from training.checkpoints import newest_whole_checkpoint, save_initial_adapter
 from training.earlier import training_tokenizer
+from training.errors import Diverged
 from training.events import Downloading, Note, Preparing
 from training.hub import DownloadStopped, Wanted, download
 from training.loading import add_method, prepare_base
 from training.merging import merge
 from training.methods import CHANGES_BASE, TrainableModel, initialize, is_saved_otherwise
 from training.modules import has_fused_experts
-from training.paths import Folders, write_atomically
-from training.receipt import data_has_changed, make_receipt
-from training.runs import Checkpoint, Run, Status
+from training.paths import Folders
+from training.receipt import Receipt, last_receipt, make_receipt, write_receipt
+from training.results import Kept, after_divergence, keep_result, save_tokenizer
+from training.run_state import Status
+from training.runs import Checkpoint, Run
 from training.settings import FULL, Settings
 from training.trainer import Trainer
 
@@ -37,17 +41,47 @@ _EXAMPLES_FOR_EVA = 64  # what they span changes little after
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """What a training needs before its model is loaded."""
+
+    settings: Settings
+    source: str  # the base model's folder
+    tokenizer: PreTrainedTokenizerBase
+    prepared: data.PreparedData
+    checkpoint: Checkpoint | None  # that it goes on from
+    earlier: Path | None  # the adapter of another run that it starts from
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+
 def train_run(run: Run, folders: Folders) -> bool:
-    """Train the run, or go on with it; returns whether it came to its end, raises UserError for what can be mended."""
+    """Train the run, or go on with it; returns whether it came to its end, raises UserError for what can be mended.
+
+    Started several times by torchrun, all of them train this one run together; each has to call this with the run of
+    its own `run_here`.
+    """
+    with processes.joined():
+        ready = processes.first_then_others(lambda: _make_ready(run, folders))
+        if ready is None or not all(processes.gathered(ready is not None)):
+            return False
+        trainable = processes.together(lambda: _model_to_train(run, ready))
+        return _train(run, ready, trainable)
+
+
+def _make_ready(run: Run, folders: Folders) -> _Ready | None:
+    """Base model, tokenizer, data and the place to go on from; None where a stop was asked for."""
     settings = run.settings()
     try:
         source = _base_model(run, folders)
     except DownloadStopped:
-        return False
+        return None
     if settings.start_from and settings.start_as == "merge it into the base":
         settings, source = _merged_base(run, folders, source)
     set_seed(settings.seed)
-    checkpoint = run.checkpoints()[-1] if run.checkpoints() else None
+    checkpoint = _place_to_go_on_from(run)
     if checkpoint and run.has_tokenizer():  # what the run began from may be gone by now
         tokenizer, earlier = model.load_tokenizer(str(run.folder), trust_remote_code=settings.trust_remote_code), None
     else:
@@ -58,30 +92,74 @@ def train_run(run: Run, folders: Folders) -> bool:
     try:
         prepared = _prepare_data(run, settings, folders, tokenizer)
     except _StopAskedFor:
-        return False
+        return None
     log.info("%d examples to train on, %d held out", len(prepared.train), len(prepared.evaluation))
+    return _Ready(settings, source, tokenizer, prepared, checkpoint, earlier)
 
-    trainable = _load_model(run, source, tokenizer, checkpoint, earlier)
-    pad_token_id = int(tokenizer.pad_token_id)
-    if not checkpoint and not earlier:
-        _initialize(run, trainable, source, prepared, pad_token_id)
-    trainer = Trainer(run, settings, trainable, prepared, pad_token_id)
-    if checkpoint and data_has_changed(run, prepared):
+
+def _place_to_go_on_from(run: Run) -> Checkpoint | None:
+    if processes.is_first():
+        return newest_whole_checkpoint(run)
+    left = run.checkpoints()  # the first process has set the damaged ones aside
+    return left[-1] if left else None
+
+
+def _model_to_train(run: Run, ready: _Ready) -> TrainableModel:
+    trainable = _load_model(run, ready)
+    if not ready.checkpoint and not ready.earlier:
+        _initialize(run, trainable, ready)
+    return trainable
+
+
+def _train(run: Run, ready: _Ready, trainable: TrainableModel) -> bool:
+    """Train what is loaded, and leave the result and the receipt behind."""
+    settings, prepared, checkpoint = ready.settings, ready.prepared, ready.checkpoint
+    trainer = Trainer(run, settings, trainable, prepared, ready.pad_token_id)
+    before = processes.from_first(last_receipt(run) if checkpoint else None)
+    if before and before.is_of_other_data(prepared):
         run.append(
             Note(level="warning", text="The data has changed since this run began: it goes on with the new data.")
         )
-    receipt = make_receipt(settings, trainable, tokenizer, prepared, trainer.schedule)
+    receipt = make_receipt(settings, trainable, ready.tokenizer, prepared, trainer.schedule)
     receipt.continued_from_step = checkpoint.step if checkpoint else None
-    write_atomically(run.receipt_file, receipt.model_dump_json(indent=2))
+    _write_receipt(run, receipt)
     if trainer.schedule.total_steps < _FEW_STEPS:
         run.append(Note(level="warning", text=_few_steps(trainer.schedule.total_steps)))
     run.set_state(Status.TRAINING)
     log.info("training %d steps on %s", trainer.schedule.total_steps, model.device())
-    finished = trainer.train(checkpoint)
-    if trainer.steps_done:
+    further = before is not None and before.had_ended_early(settings)
+    try:
+        finished = trainer.train(checkpoint, further=further)
+    except Diverged as error:
+        raise _diverged(run, receipt, trainer, error) from error
+    receipt.ended_by = trainer.ended_by
+    if trainer.progress.step and processes.is_first():
         run.set_state(Status.SAVING)
-        save_result(run, trainable, tokenizer)
+        _note(receipt, keep_result(run, trainable, ready.tokenizer, trainer.progress))
+    _write_receipt(run, receipt)
     return finished
+
+
+def _diverged(run: Run, receipt: Receipt, trainer: Trainer, error: Diverged) -> Diverged:
+    """Bring the result back to where all was well; the error then says so too."""
+    if not processes.is_first():
+        return error
+    run.set_state(Status.SAVING)
+    told, kept = after_divergence(run, trainer.progress, error)
+    receipt.ended_by = f"diverged after step {trainer.progress.step}"
+    if kept:
+        _note(receipt, kept)
+    _write_receipt(run, receipt)
+    return told
+
+
+def _note(receipt: Receipt, kept: Kept) -> None:
+    receipt.result_step, receipt.result_evaluation_loss = kept.step, kept.evaluation_loss
+
+
+def _write_receipt(run: Run, receipt: Receipt) -> None:
+    if processes.is_first():
+        write_receipt(run, receipt)
 
 
 def _base_model(run: Run, folders: Folders) -> str:
@@ -129,7 +207,8 @@ def _prepare_data(
     """The examples; whatever the user should know about them becomes a note of the run."""
     if note := data.set_template(tokenizer, settings, folders):
         run.append(Note(text=note))
-    tokenizer.save_pretrained(str(run.folder))  # with the template, for a chat with a checkpoint while the run goes on
+    if processes.is_first():
+        save_tokenizer(run, tokenizer)
     done, said_at = 0, time.monotonic()
 
     def count(records: int) -> None:
@@ -147,18 +226,17 @@ def _prepare_data(
     return prepared
 
 
-def _load_model(
-    run: Run, source: str, tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint | None, earlier: Path | None
-) -> TrainableModel:
+def _load_model(run: Run, ready: _Ready) -> TrainableModel:
     """What is trained: new, as an earlier adapter left it, or as the run's own checkpoint did."""
-    settings = run.settings()
+    settings, checkpoint = ready.settings, ready.checkpoint
     is_whole = settings.method == FULL
-    base = prepare_base(str(checkpoint.folder) if checkpoint and is_whole else source, tokenizer, settings)
+    source = str(checkpoint.folder) if checkpoint and is_whole else ready.source
+    base = prepare_base(source, ready.tokenizer, settings)
     if not is_whole and has_fused_experts(base):
         run.append(Note(text=_EXPERTS))
     if checkpoint and not is_whole and not is_saved_otherwise(settings):
         return model.load_adapter(base, checkpoint.folder, trainable=True)
-    trainable, notes = add_method(base, settings, earlier)
+    trainable, notes = add_method(base, settings, ready.earlier)
     if isinstance(trainable, PeftModel) and is_hub_name(settings.base_model):  # not the path of this computer's cache
         trainable.peft_config["default"].base_model_name_or_path = settings.base_model
     for note in notes:
@@ -166,19 +244,19 @@ def _load_model(
     return trainable
 
 
-def _initialize(
-    run: Run, trainable: TrainableModel, source: str, prepared: data.PreparedData, pad_token_id: int
-) -> None:
+def _initialize(run: Run, trainable: TrainableModel, ready: _Ready) -> None:
     """What a new adapter begins with, where that is more than random numbers."""
-    settings = run.settings()
+    settings, train = ready.settings, ready.prepared.train
     if not isinstance(trainable, PeftModel) or settings.method != "LoRA":
         return
     if settings.initialization in ("EVA", "LoftQ"):
         run.append(Note(text=f"The LoRA is initialized with {settings.initialization} first."))
-        examples = [prepared.train[n] for n in range(min(len(prepared.train), _EXAMPLES_FOR_EVA))]
-        size = settings.micro_batch_size
-        batches = (collate(examples[n : n + size], pad_token_id, model.device()) for n in range(0, len(examples), size))
+        examples = [train[n] for n in range(min(len(train), _EXAMPLES_FOR_EVA))]
+        parts = (
+            examples[n : n + settings.micro_batch_size] for n in range(0, len(examples), settings.micro_batch_size)
+        )
+        batches = (collate(part, ready.pad_token_id, model.device()) for part in parts)
         inputs = ({name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches)
-        initialize(trainable, settings, source, inputs)
-    if settings.initialization in CHANGES_BASE:
+        initialize(trainable, settings, ready.source, inputs)
+    if settings.initialization in CHANGES_BASE and processes.is_first():
         save_initial_adapter(run, trainable)

@@ -12,15 +12,20 @@ import torch
 from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from training import processes
 from training.data import PreparedData
 from training.methods import TrainableModel, parameter_counts
 from training.model import compute_dtype
 from training.optimization import warmup_steps
+from training.paths import write_atomically
+from training.progress import EARLY, LOW_LOSS
+from training.room import write_when_it_fits
 from training.runs import Run
 from training.schedule import Schedule
 from training.settings import Settings
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gradio")
+_DECIDE_THE_END = {"epochs", "patience", "stop_at_loss"}
 
 
 class Receipt(BaseModel):
@@ -36,7 +41,8 @@ class Receipt(BaseModel):
     total_steps: int
     continued_from_step: int | None = None  # the checkpoint that this part of the training began with
     warmup_steps: int
-    gradient_accumulation: int  # micro-batches in a full batch
+    gradient_accumulation: int  # micro-batches in a full batch, of all processes together
+    processes: int = 1  # one a GPU
     trainable_parameters: int
     all_parameters: int
     compute_precision: str
@@ -47,15 +53,32 @@ class Receipt(BaseModel):
     device: str
     python: str
     packages: dict[str, str]
+    ended_by: str = ""  # nothing while it trains, and where it was ended before its time
+    result_step: int | None = None  # whose weights are the result
+    result_evaluation_loss: float | None = None
+
+    def is_of_other_data(self, prepared: PreparedData) -> bool:
+        """Whether the files differ from those of this receipt."""
+        return [source["sha256"] for source in self.data] != [source.sha256 for source in prepared.all_sources]
+
+    def had_ended_early(self, settings: Settings) -> bool:
+        """Whether that training ended before its last step and is asked to go on now with other settings."""
+        now = settings.model_dump(mode="json", include=_DECIDE_THE_END)
+        changed = any(self.settings.get(name) != value for name, value in now.items())
+        return changed and self.ended_by.startswith((EARLY, LOW_LOSS))
 
 
-def data_has_changed(run: Run, prepared: PreparedData) -> bool:
-    """Whether the files differ from those in the run's last receipt."""
+def last_receipt(run: Run) -> Receipt | None:
+    """The receipt of the part of the training before this one, if there is one."""
     try:
-        before = Receipt.model_validate_json(run.receipt_file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValidationError):
-        return False  # nothing is known about the beginning
-    return [source["sha256"] for source in before.data] != [source.sha256 for source in prepared.all_sources]
+        return Receipt.model_validate_json(run.receipt_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValidationError, UnicodeDecodeError):
+        return None  # nothing is known about the beginning
+
+
+def write_receipt(run: Run, receipt: Receipt) -> None:
+    """Replace the run's receipt; while the disk is full it waits for room."""
+    write_when_it_fits(run, 0, lambda: write_atomically(run.receipt_file, receipt.model_dump_json(indent=2)))
 
 
 def make_receipt(
@@ -78,7 +101,8 @@ def make_receipt(
         steps_per_epoch=schedule.steps_per_epoch,
         total_steps=schedule.total_steps,
         warmup_steps=warmup_steps(settings, schedule.total_steps),
-        gradient_accumulation=-(-settings.batch_size // settings.micro_batch_size),
+        gradient_accumulation=-(-min(settings.batch_size, len(prepared.train)) // settings.micro_batch_size),
+        processes=processes.count(),
         trainable_parameters=trainable,
         all_parameters=total,
         compute_precision=str(compute_dtype(settings.precision)).removeprefix("torch."),

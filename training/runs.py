@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-import psutil
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
+from training.disk import when_there_is_room
 from training.errors import UserError
 from training.events import Event, event_reader
 from training.parsing import parse
-from training.paths import Folders, free_path, safe_name, write_atomically
+from training.paths import Folders, lies_in, quoted, write_atomically
+from training.run_state import Reason, State, Status
 from training.settings import Settings
 
 SETTINGS_FILE = "settings.json"
@@ -26,44 +26,6 @@ MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 _CHECKPOINT = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
-# What may differ when a run goes on: none of it changes what was learnt so far.
-_MAY_CHANGE = {
-    "if_exists",
-    "epochs",
-    "evaluate_every",
-    "save_every",
-    "keep_last",
-    "stop_at_loss",
-    "micro_batch_size",
-    "gradient_checkpointing",
-}
-
-
-class Status(StrEnum):
-    """Where a run stands."""
-
-    QUEUED = "queued"
-    PREPARING = "preparing"
-    TRAINING = "training"
-    SAVING = "saving"
-    DONE = "done"
-    STOPPED = "stopped"
-    FAILED = "failed"
-
-    @property
-    def active(self) -> bool:
-        """Whether a process is, or should be, at work on the run."""
-        return self not in (Status.DONE, Status.STOPPED, Status.FAILED)
-
-
-class State(BaseModel):
-    """A run's status, why it ended so, and the process in charge of it."""
-
-    status: Status
-    cause: str = ""
-    pid: int | None = None
-    process_started: float | None = None  # see _start_time: a pid alone may have been given to another process
-    changed: float = Field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
@@ -85,9 +47,10 @@ def is_whole_model(folder: Path) -> bool:
 
 
 class Run:
-    """One training and its folder."""
+    """One training and its folder. The worker's waits for a full disk to get room again; elsewhere that is an error."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, waits_for_room: bool = False) -> None:
+        self._write: Callable[[Callable[[], object]], None] = when_there_is_room if waits_for_room else _at_once
         self.folder = folder
         self.name = folder.name
         self.events_file = folder / "events.jsonl"
@@ -96,6 +59,8 @@ class Run:
         self._settings_file = folder / SETTINGS_FILE
         self._state_file = folder / "state.json"
         self._stop_file = folder / "stop"
+        self._save_file = folder / "save"
+        self._cancel_file = folder / "cancel"
 
     def settings(self) -> Settings:
         """What was asked; raises UserError where the file is missing or damaged."""
@@ -123,26 +88,30 @@ class Run:
     def state(self) -> State:
         """The state as it truly is: a run whose process is gone without a last word has failed."""
         state = self.stored_state()
-        if state.status.active and not _is_alive(state):
-            state.status = Status.FAILED
-            state.cause = "The training process ended without a word: it was killed, or the computer went down."
-        return state
+        return state.lost() if state.status.active and not state.is_alive() else state
 
-    def set_state(self, status: Status, cause: str = "", pid: int | None = None) -> None:
-        """Write the state; `pid` is the process in charge, by default this one."""
-        pid = pid or os.getpid()
-        try:
-            started = _start_time(psutil.Process(pid))
-        except psutil.NoSuchProcess:
-            started = None  # it ended just now; the state then reads as such
-        write_atomically(
-            self._state_file,
-            State(status=status, cause=cause, pid=pid, process_started=started).model_dump_json(indent=2),
+    def set_state(self, status: Status, cause: str = "", reason: Reason | None = None, *, traceback: str = "") -> None:
+        """Write the state, with this process as the one in charge."""
+        before = self.stored_state()
+        state = State(
+            status=status,
+            cause=cause,
+            reason=reason,
+            stage=before.status if status is Status.FAILED else None,
+            traceback=traceback,
+            gpus=before.gpus if status.active else [],
         )
+        self.write_state(state.with_process(os.getpid()))
+
+    def write_state(self, state: State) -> None:
+        """Replace the state as a whole."""
+        self._write(lambda: write_atomically(self._state_file, state.model_dump_json(indent=2)))
 
     def append(self, event: Event) -> None:
         """Add a line to the events; one write, so that lines never mix."""
-        line = event.model_dump_json().encode() + b"\n"
+        self._write(lambda: self._append(event.model_dump_json().encode() + b"\n"))
+
+    def _append(self, line: bytes) -> None:
         with self.events_file.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -154,12 +123,39 @@ class Run:
         """Ask the worker to save and end after the step it is at."""
         self._stop_file.touch()
 
+    def stop_requested_at(self) -> float | None:
+        """When it was asked to stop, in seconds since 1970."""
+        try:
+            return self._stop_file.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def request_save(self) -> None:
+        """Ask the worker for a checkpoint after the step it is at."""
+        self._save_file.touch()
+
+    def save_requested(self) -> bool:
+        return self._save_file.exists()
+
+    def save_answered(self) -> None:
+        """Take note that the checkpoint asked for is there."""
+        self._save_file.unlink(missing_ok=True)
+
+    def request_cancel(self) -> None:
+        """Ask whoever watches the worker to end it at once; what was not saved is lost."""
+        self._cancel_file.touch()
+
+    def cancel_requested(self) -> bool:
+        return self._cancel_file.exists()
+
     def is_graft(self) -> bool:
         """Whether Graft made this folder, and not the user or another program."""
         return self._settings_file.is_file()
 
-    def withdraw_stop(self) -> None:
-        self._stop_file.unlink(missing_ok=True)
+    def withdraw_requests(self) -> None:
+        """Forget all that was asked of an earlier part of the training."""
+        for file in (self._stop_file, self._save_file, self._cancel_file):
+            file.unlink(missing_ok=True)
 
     def stop_requested(self) -> bool:
         return self._stop_file.exists()
@@ -187,6 +183,10 @@ class Run:
             return ""
         # A progress bar overwrites its line: only what it showed last is of use.
         return "\n".join(line.rsplit("\r", 1)[-1] for line in text.rstrip().split("\n")[-lines:])
+
+
+def _at_once(action: Callable[[], object]) -> None:
+    action()
 
 
 class EventReader:
@@ -221,22 +221,6 @@ def _parse_event(line: bytes) -> Event | None:
         return None
 
 
-def _start_time(process: psutil.Process) -> float:
-    """When the process started, in seconds; on Linux since the computer did, because its clock may be set meanwhile."""
-    return float(process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0))
-
-
-def _is_alive(state: State) -> bool:
-    if state.pid is None or state.process_started is None:
-        return False
-    try:
-        process = psutil.Process(state.pid)
-        # Not all systems give the start time with the same fraction of a second twice.
-        return process.status() != psutil.STATUS_ZOMBIE and abs(_start_time(process) - state.process_started) < 1.0
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False  # a process that may not be looked at is not ours
-
-
 def list_runs(folders: Folders) -> list[Run]:
     """The runs in the loras folder, newest first. Adapters from elsewhere that lie there count as runs."""
     if not folders.loras.is_dir():
@@ -244,7 +228,7 @@ def list_runs(folders: Folders) -> list[Run]:
     found = [
         (p / SETTINGS_FILE if (p / SETTINGS_FILE).is_file() else p / ADAPTER_CONFIG, p)
         for p in folders.loras.iterdir()
-        if not p.name.startswith(".")
+        if not p.name.startswith(".") and lies_in(p, folders.loras)
     ]
     dated = [(marker.stat().st_mtime, p) for marker, p in found if marker.is_file()]
     return [Run(p) for _, p in sorted(dated, reverse=True)]
@@ -255,69 +239,6 @@ def find_run(folders: Folders, name: str) -> Run:
     # Looked up, not put together: an adapter from elsewhere may have a name that Graft would not give.
     inside = folders.loras.iterdir() if folders.loras.is_dir() else ()
     folder = next((p for p in inside if p.name == name.strip() and p.is_dir() and name[0] != "."), None)
-    if folder is None:
-        raise UserError(f"There is no LoRA called '{name}' in {folders.loras}.")
+    if folder is None or not lies_in(folder, folders.loras):
+        raise UserError(f"There is no LoRA called {quoted(name)} in {folders.loras}.")
     return Run(folder)
-
-
-def create_run(folders: Folders, settings: Settings) -> Run:
-    """The run folder for a training to come, made or reused as `if_exists` says; raises UserError when it cannot be."""
-    run = Run(folders.loras / safe_name(settings.name))
-    if run.folder.exists():
-        if settings.if_exists == "continue":
-            return continue_run(run, settings)
-        if settings.if_exists == "overwrite":
-            _set_aside(run)
-        elif _is_worth_keeping(run):
-            run = Run(free_path(run.folder))
-        else:
-            _set_aside(run)  # an attempt that failed before it learnt anything must not use names up
-    run.folder.mkdir(parents=True)
-    run.write_settings(settings.model_copy(update={"name": run.name}))
-    run.set_state(Status.QUEUED)
-    return run
-
-
-def continue_run(run: Run, settings: Settings) -> Run:
-    """Make a finished, stopped or failed run ready to go on from its last checkpoint; raises UserError if it cannot."""
-    state = run.state()
-    if state.status.active:
-        raise UserError(f"'{run.name}' is being trained at this moment: stop it first.")
-    if not run.checkpoints():
-        raise UserError(f"'{run.name}' has no checkpoint to continue from: choose 'new version'.")
-    before = run.settings()
-    differing = [
-        str(field.title)
-        for name, field in Settings.model_fields.items()
-        if name not in _MAY_CHANGE and getattr(before, name) != getattr(settings, name)
-    ]
-    if differing:
-        raise UserError(
-            f"'{run.name}' was begun with other settings ({', '.join(differing)}): copy its settings to continue it, "
-            "or choose 'new version'."
-        )
-    ended_by_loss = before.stop_at_loss > 0 and settings.stop_at_loss < before.stop_at_loss
-    if state.status is Status.DONE and settings.epochs <= before.epochs and not ended_by_loss:
-        also = " and lower Stop at loss" if before.stop_at_loss else ""
-        raise UserError(f"'{run.name}' is done as it was asked: raise Epochs{also} to train it further.")
-    run.withdraw_stop()
-    run.write_settings(settings)
-    run.set_state(Status.QUEUED)
-    return run
-
-
-def _is_worth_keeping(run: Run) -> bool:
-    return run.state().status.active or run.has_result() or bool(run.checkpoints()) or not run.is_graft()
-
-
-def _set_aside(run: Run) -> None:
-    """Move a run out of the way, where it can be taken back by hand."""
-    if run.state().status.active:
-        raise UserError(f"'{run.name}' is being trained at this moment: stop it first, or choose another name.")
-    store = run.folder.parent / ".replaced"
-    store.mkdir(exist_ok=True)
-    target = free_path(store / f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        run.folder.rename(target)
-    except OSError as error:
-        raise UserError(f"'{run.name}' cannot be moved to {store} ({error.strerror}): choose another name.") from error

@@ -37,7 +37,9 @@ class Group(StrEnum):
     SAVING = "Saving and stopping"
 
 
-IfExists = Literal["new version", "continue", "overwrite"]
+IfExists = Literal["ask", "new version", "continue", "overwrite"]
+Result = Literal["last step", "best evaluation"]
+Gpus = Literal["one", "all"]
 Precision = Literal["32-bit", "16-bit", "8-bit", "4-bit"]
 QuantizationType = Literal["NF4", "FP4"]
 Method = Literal[
@@ -166,10 +168,10 @@ class Settings(BaseModel):
     )
     name: str = setting("", "Name", "The LoRA is saved under this name in loras/.", Group.NAME)
     if_exists: IfExists = setting(
-        "new version",
+        "ask",
         "If the name exists",
-        "new version: saved as name-2, nothing is lost. continue: goes on from the last checkpoint. "
-        "overwrite: the old one moves to loras/.replaced/.",
+        "new version: saved as name-2. continue: goes on from the last checkpoint. "
+        "overwrite: the old one moves to loras/.replaced/. Nothing is ever lost.",
         Group.NAME,
     )
     dataset: list[str] = setting(
@@ -493,14 +495,53 @@ class Settings(BaseModel):
     seed: int = setting(
         42, "Seed", "The same seed, data and settings give the same training.", Group.ADVANCED, ge=0, le=MAX_SEED
     )
+    retry_smaller: bool = setting(
+        True,
+        "Retry when memory runs out",
+        "Goes on from the last checkpoint with half the micro-batch size, which takes less memory and learns the same.",
+        Group.ADVANCED,
+    )
+    gpus: Gpus = setting(
+        "one",
+        "GPUs",
+        "Where there are several. one: each run has its own, so that several train at once. all: this run uses all.",
+        Group.ADVANCED,
+    )
     save_every: int = setting(
         50,
         "Save every n steps",
-        "A checkpoint to chat with or to continue from. One is always saved at the end. 0: only that one.",
+        "A checkpoint to chat with or to continue from. One is always saved at the end and on stop. 0: none by steps.",
         Group.SAVING,
         ge=0,
     )
-    keep_last: int = setting(3, "Keep last n checkpoints", "Older ones are deleted. 0: keep all.", Group.SAVING, ge=0)
+    save_minutes: float = setting(
+        10.0,
+        "Save every n minutes",
+        "A checkpoint whenever the last is this old, so that a crash costs no more than that. 0: none by time.",
+        Group.SAVING,
+        ge=0,
+        le=100_000,
+    )
+    keep_last: int = setting(
+        3,
+        "Keep last n checkpoints",
+        "Older ones are deleted, but never the one with the lowest evaluation loss. 0: keep all.",
+        Group.SAVING,
+        ge=0,
+    )
+    result: Result = setting(
+        "last step",
+        "Which one is kept",
+        "What the finished LoRA is: as the last step left it, or the checkpoint with the lowest evaluation loss.",
+        Group.SAVING,
+    )
+    patience: int = setting(
+        0,
+        "Early stopping",
+        "Ends the training after this many evaluations on end without a lower evaluation loss. 3 is usual. 0: never.",
+        Group.SAVING,
+        ge=0,
+    )
     stop_at_loss: float = setting(
         0.0,
         "Stop at loss",
@@ -606,6 +647,9 @@ class Settings(BaseModel):
             problems["scheduler"] = (
                 f"{self.scheduler} follows the evaluation: hold a share out or give a file, and evaluate."
             )
+        for name, chosen in (("patience", self.patience > 0), ("result", self.result == "best evaluation")):
+            if chosen and not evaluated:
+                problems[name] = "this follows the evaluation: hold a share out or give a file, and evaluate."
         if problems:
             raise SettingsError(problems)
         return self

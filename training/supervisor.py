@@ -1,186 +1,207 @@
-"""The training thread: starts the worker process of a run, watches it, and decides how the run ended."""
+"""Starts what is queued, watches what runs and takes over what another program left; page and shell have one each."""
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
 
 from training.adapters import earlier_adapter
-from training.allocator import training_environment
 from training.base_models import locate_base_model
 from training.chat_templates import load_template
+from training.consent import has_consent, remember_consent
 from training.data_files import iter_text
 from training.dataset_format import check_rows
+from training.disk import free_bytes
 from training.errors import UserError
+from training.gpus import place_for
+from training.libraries import load_libraries
 from training.parsing import parse_runnable
-from training.paths import DATASET_SUFFIXES, PROJECT, TEXT_SUFFIXES, Folders, data_files
-from training.runs import Run, Status, create_run, list_runs
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files
+from training.run_queue import RunQueue
+from training.run_state import Reason, Status
+from training.run_store import continue_run, create_run
+from training.runs import Run, list_runs
 from training.settings import Settings
+from training.training_thread import GRACES, Graces, TrainingThread, Watch
 
 log = logging.getLogger(__name__)
-STOP_GRACE = 600.0  # seconds without a sign of life after a stop was asked for; a step of a large model takes long
-EXIT_GRACE = 30.0  # seconds for a worker to leave after its last word
-MIN_FREE_BYTES = 200 * 2**20  # the starter's LoRA with three checkpoints is about 40 MB
-_POLL = 0.2  # seconds
-# subprocess has the name on Windows only, where a session of its own cannot be had.
-_WINDOWS_PROCESS_GROUP = 0x200 if os.name == "nt" else 0
-_SIGKILL = 9  # Windows has no name for it
-_starting = threading.Lock()
+_MIN_FREE_BYTES = 200 * 2**20  # for the log, the events and the data that is prepared, too
+_BETWEEN_LOOKS = 1.0  # seconds
 
 
 def active_run(folders: Folders) -> Run | None:
-    """The run that is being trained at this moment, by whichever page or program it was started."""
+    """A run that is being trained at this moment, by whichever page or program it was started."""
     return next((run for run in list_runs(folders) if run.state().status.active), None)
 
 
-def worker_command(run: Run, folders: Folders) -> list[str]:
-    """What starts the worker of `run`."""
-    return [
-        sys.executable,
-        "-m",
-        "training.worker",
-        str(run.folder),
-        "--models-dir",
-        str(folders.models),
-        "--datasets-dir",
-        str(folders.datasets),
-        "--formats-dir",
-        str(folders.formats),
-        "--templates-dir",
-        str(folders.templates),
-    ]
+def worker_command(run: Run, folders: Folders, processes: int = 1) -> list[str]:
+    """What starts the worker of `run`, in several processes where it has several GPUs."""
+    command = ["-m", "training.worker", str(run.folder)]
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
+    for flag in ("models", "datasets", "formats", "templates"):
+        command += [f"--{flag}-dir", str(getattr(folders, flag))]
+    return [sys.executable, *command] + (["--hub-cache", str(folders.hub_cache)] if folders.hub_cache else [])
 
 
-class TrainingThread(threading.Thread):
-    """Runs one worker process to its end and leaves a truthful state behind, whatever the worker does."""
+class Supervisor:
+    """Keeps the runs of some folders going; several programs may do so at once, and each run is started by one only."""
 
-    def __init__(
-        self,
-        run: Run,
-        command: Sequence[str],
-        stop_grace: float = STOP_GRACE,
-        exit_grace: float = EXIT_GRACE,
-    ) -> None:
-        # Not a daemon of the page: the worker outlives this process, and this thread must not hold its exit up.
-        super().__init__(name=f"training {run.name}", daemon=True)
-        self.training_run = run
-        self._command = list(command)
-        self._stop_grace = stop_grace
-        self._exit_grace = exit_grace
+    def __init__(self, folders: Folders, graces: Graces = GRACES) -> None:
+        self.queue = RunQueue(folders)
+        self._folders = folders
+        self._before_training: list[Callable[[], object]] = []
+        self._graces = graces
+        self._threads: dict[str, TrainingThread] = {}
+        self._active: set[str] = set()  # at the last look
+        self._closing = threading.Event()
 
-    def run(self) -> None:
-        """Start the worker, wait for it, write down how it ended."""
-        try:
-            process = self._start_worker()
-        except OSError as error:
-            self.training_run.set_state(Status.FAILED, f"The training process could not be started ({error.strerror}).")
-            return
-        ended_by_us = self._wait(process)
-        self._judge(process.returncode, ended_by_us)
+    def before_training(self, action: Callable[[], object]) -> None:
+        """Do this before a training takes the memory: whoever holds some gives it back."""
+        self._before_training.append(action)
 
-    def _start_worker(self) -> subprocess.Popen[bytes]:
-        # The log goes on where the run goes on. A session of its own keeps Ctrl+C in the server's terminal
-        # from the worker.
-        with self.training_run.log_file.open("ab") as log_file:
-            process = subprocess.Popen(
-                self._command,
-                cwd=PROJECT,
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                creationflags=_WINDOWS_PROCESS_GROUP,
-                env={**training_environment(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "true"},
+    def submit(self, settings: Settings) -> Run:
+        """Check these settings and start a run with them, or queue it; raises UserError, having made nothing."""
+        checked = self._checked(settings)
+        with self.queue.locked():
+            run = create_run(self._folders, checked)
+            if checked.trust_remote_code:
+                remember_consent(self._folders, run.name)
+            self.queue.add(run)
+        self.look()
+        return run
+
+    def go_on(self, run: Run, **changes: object) -> None:
+        """Continue a run that has ended, from its last checkpoint or, without one, from its beginning.
+
+        `changes` are settings that may differ from here on. Raises UserError.
+        """
+        settings = parse_runnable(run.settings().model_dump() | changes)
+        if settings.trust_remote_code and not has_consent(self._folders, run.name):
+            raise UserError(
+                f"'{run.name}' wants to run its model's own code, which nobody has allowed here: copy its settings and "
+                "tick that if you trust the model's publisher."
             )
-        log.info("the worker of %s has process id %d", self.training_run.name, process.pid)
-        return process
+        with self.queue.locked():
+            continue_run(run, settings)
+            self.queue.add(run)
+        self.look()
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait for the worker to leave; returns whether it had to be ended."""
-        stop_seen: float | None = None
-        last_word: float | None = None
-        signs = self._signs_of_life()
-        while True:
+    def keep_looking(self) -> None:
+        """Look every second from now on, in a thread of its own."""
+        threading.Thread(target=self._keep_looking, name="supervisor", daemon=True).start()
+
+    def look(self) -> None:
+        """Take over what nobody watches, say of what is gone that it is, and start what waits and has a place."""
+        with self.queue.locked():
+            if self._closing.is_set():
+                return
+            self._threads = {name: thread for name, thread in self._threads.items() if thread.is_alive()}
+            active = [run for run in list_runs(self._folders) if run.stored_state().status.active]
+            for run in active:
+                if run.name not in self._threads:
+                    self._take_over(run)
+            if {run.name for run in active} - self._active - self._threads.keys():  # started by another program
+                self._give_memory_back()
+            self._active = {run.name for run in active}
+            for run in self.queue.runs():
+                try:
+                    wanted = run.settings().gpus
+                except UserError as error:  # its file was damaged or taken away meanwhile; others still have their turn
+                    run.set_state(Status.FAILED, str(error), Reason.REFUSED)
+                    continue
+                busy = [other.state().gpus for other in list_runs(self._folders) if _is_busy(other)]
+                place = place_for(wanted, busy)
+                if place is None:
+                    return  # first come, first served
+                self._launch(run, place)
+
+    def followed(self) -> list[Run]:
+        """The runs whose workers are followed from here at this moment."""
+        return [thread.training_run for thread in self._threads.values() if thread.is_alive()]
+
+    def thread_of(self, run: Run) -> TrainingThread | None:
+        """The thread that follows this run, where it is one of this program."""
+        return self._threads.get(run.name)
+
+    def close(self, *, stop_runs: bool) -> None:
+        """Start and take over nothing any more; with `stop_runs` the runs followed here save and end first."""
+        self._closing.set()
+        threads = [thread for thread in self._threads.values() if thread.is_alive()]
+        for thread in threads if stop_runs else ():
+            thread.training_run.request_stop()
+        for thread in threads if stop_runs else ():
+            thread.join()
+
+    def _keep_looking(self) -> None:
+        while not self._closing.wait(_BETWEEN_LOOKS):
             try:
-                process.wait(timeout=_POLL)
-                return False
-            except subprocess.TimeoutExpired:
-                now = time.monotonic()
-            if self.training_run.stop_requested():
-                stop_seen = stop_seen or now
-            if stop_seen and signs != (signs := self._signs_of_life()):
-                stop_seen = now  # it is on its way: loading, evaluating and saving take their time
-            if not self.training_run.stored_state().status.active:
-                last_word = last_word or now
-            overdue = (stop_seen and now - stop_seen > self._stop_grace) or (
-                last_word and now - last_word > self._exit_grace
-            )
-            if overdue:
-                process.kill()
-                process.wait()
-                return True
+                self.look()
+            except (OSError, UserError):
+                log.exception("the runs cannot be looked after")
 
-    def _signs_of_life(self) -> tuple[int, int]:
-        """What grows while the worker is at work: its log and its events, in bytes."""
-        run = self.training_run
-        log_size, events_size = (p.stat().st_size if p.is_file() else 0 for p in (run.log_file, run.events_file))
-        return log_size, events_size
-
-    def _judge(self, exit_code: int, ended_by_us: bool) -> None:
-        """A worker that left a last word is believed; of any other the cause is told from how it ended."""
-        state = self.training_run.stored_state()
-        if not state.status.active:
+    def _take_over(self, run: Run) -> None:
+        """Watch a run whose watcher is gone, or mark it where its worker is gone too."""
+        watch = Watch(run)
+        if not watch.take():
             return
-        if ended_by_us:
-            cause = (
-                f"The worker was asked to stop, gave no sign of life for {self._stop_grace:.0f} seconds and was ended. "
-                "What it had saved in checkpoints is there."
+        state = run.stored_state()  # as it is now that nobody else changes it
+        if state.status.active and state.is_alive() and state.pid:
+            self._follow(run, watch, psutil.Process(state.pid))
+            log.info("%s goes on, watched from here", run.name)
+            return
+        if state.status.active:
+            run.write_state(state.lost())
+        watch.give_back()
+
+    def _launch(self, run: Run, place: Sequence[str]) -> None:
+        watch = Watch(run)
+        if not watch.take():  # its last watcher is about to let go
+            return
+        self._give_memory_back()
+        thread = self._thread(run, watch, None)
+        thread.launch(place)
+        thread.start()
+
+    def _give_memory_back(self) -> None:
+        for action in self._before_training:
+            action()
+
+    def _follow(self, run: Run, watch: Watch, process: psutil.Process) -> None:
+        self._thread(run, watch, process).start()
+
+    def _thread(self, run: Run, watch: Watch, process: psutil.Process | None) -> TrainingThread:
+        command = partial(worker_command, run, self._folders)
+        thread = TrainingThread(run, command, watch, process=process, graces=self._graces, on_end=self.look)
+        self._threads[run.name] = thread
+        return thread
+
+    def _checked(self, settings: Settings) -> Settings:
+        """The settings, if a training with them can begin; raises UserError."""
+        settings = parse_runnable(settings.model_dump())
+        folders = self._folders
+        source = locate_base_model(folders, settings.base_model, run_code=settings.trust_remote_code)
+        if settings.start_from.partition("/")[0] == settings.name and settings.if_exists == "overwrite":
+            raise UserError(
+                f"Name: overwriting '{settings.name}' would take away what is started from: choose another."
             )
-        else:
-            cause = exit_cause(exit_code)
-        try:
-            self.training_run.set_state(Status.FAILED, cause)
-        except OSError:
-            log.exception("the state of %s cannot be written; it failed: %s", self.training_run.name, cause)
+        if settings.start_from:
+            earlier_adapter(folders, settings)
+        _check_data(settings, folders)
+        folders.make()
+        _check_disk(folders, settings, source)
+        return settings
 
 
-def exit_cause(exit_code: int) -> str:
-    """Why a worker ended that said nothing itself, in words for the user."""
-    if exit_code == -_SIGKILL:
-        return (
-            "The training process was killed by the system, most likely because main memory ran out. "
-            "Lower the micro-batch size or the cutoff length, or load the model in 4-bit."
-        )
-    if exit_code < 0:
-        return f"The training process crashed (signal {-exit_code}). The log below tells more."
-    return f"The training process ended too early (exit code {exit_code}). The log below tells more."
-
-
-def start(settings: Settings, folders: Folders) -> TrainingThread:
-    """Make the run folder and launch its training thread; raises UserError when a run is going on or cannot be made."""
-    parse_runnable(settings.model_dump())
-    locate_base_model(folders, settings.base_model, run_code=settings.trust_remote_code)
-    if settings.start_from.partition("/")[0] == settings.name and settings.if_exists == "overwrite":
-        raise UserError(f"Name: overwriting '{settings.name}' would take away what is started from: choose another.")
-    if settings.start_from:
-        earlier_adapter(folders, settings)
-    _check_data(settings, folders)
-    folders.make()
-    _check_disk(folders)
-    # Two clicks, or two pages, must not both find the place empty.
-    with _starting:
-        if busy := active_run(folders):
-            raise UserError(f"'{busy.name}' is being trained at this moment: wait for it, or stop it first.")
-        run = create_run(folders, settings)
-    thread = TrainingThread(run, worker_command(run, folders))
-    thread.start()
-    return thread
+def _is_busy(run: Run) -> bool:
+    """Whether a run takes a place: its worker is there, or about to leave, or about to come again with less memory."""
+    return run.state().status.active or Watch(run).is_held()
 
 
 def _check_data(settings: Settings, folders: Folders) -> None:
@@ -201,11 +222,26 @@ def _check_data(settings: Settings, folders: Folders) -> None:
             check_rows(path, settings.data_format, folders)
 
 
-def _check_disk(folders: Folders) -> None:
-    """Raise UserError when the disk has no room for a training's files."""
-    free = shutil.disk_usage(folders.loras).free
-    if free < MIN_FREE_BYTES:
+def _check_disk(folders: Folders, settings: Settings, source: str) -> None:
+    """Raise UserError when the disk has no room for what the training will save."""
+    free, needed = free_bytes(folders.loras), max(_MIN_FREE_BYTES, _bytes_to_save(settings, source))
+    if free < needed:
         raise UserError(
-            f"The disk with {folders.loras} has {free / 2**20:,.0f} MB left and a training needs at least "
-            f"{MIN_FREE_BYTES / 2**20:,.0f} MB: make room first."
+            f"The disk with {folders.loras} has {free / 2**20:,.0f} MB left and this training needs at least "
+            f"{needed / 2**20:,.0f} MB: make room first, or keep fewer checkpoints."
         )
+
+
+def _bytes_to_save(settings: Settings, source: str) -> int:
+    """What the result takes with the checkpoints kept, the best one and one that is being written; 0 if not known."""
+    if not Path(source).is_dir():
+        return 0
+    # Here, because it brings torch along.
+    load_libraries()
+    from training.estimate import estimate
+
+    try:
+        numbers = estimate(settings.model_copy(update={"trust_remote_code": False}), source)
+    except UserError:
+        return 0  # a model that cannot be reckoned with may be trained all the same
+    return numbers.saved + numbers.checkpoint * (max(1, settings.keep_last) + 2)

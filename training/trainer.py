@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,16 @@ from accelerate import Accelerator
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from training import model as models
+from training import processes
 from training.batches import collate
-from training.checkpoints import Progress, Resumable, delete_old_checkpoints, load_checkpoint, save_checkpoint
+from training.checkpoints import Resumable, best_checkpoint, delete_old_checkpoints, load_checkpoint, save_checkpoint
 from training.data import PreparedData
-from training.errors import UserError
+from training.errors import Diverged
 from training.events import CheckpointSaved, Evaluation, Started, Step
 from training.methods import TrainableModel, is_saved_otherwise
 from training.optimization import make_optimizer, make_scheduler
 from training.prepared import IGNORED, Example, Examples
+from training.progress import STOPPED, Progress
 from training.runs import Checkpoint, Run
 from training.schedule import Schedule
 from training.settings import FOLLOW_EVALUATION, Settings
@@ -44,65 +47,76 @@ class Trainer:
         self._train = data.train
         self._evaluation = data.evaluation
         self._pad_token_id = pad_token_id
-        self._progress = Progress()
-        self._skipped_in_a_row = 0
+        self.progress = Progress()
+        self.ended_by = ""  # what ended the training, once it has ended
+        self._saved_at = time.monotonic()
         self.schedule = Schedule(len(data.train), settings.batch_size, settings.epochs, settings.seed)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        processes.spread(self._parameters)
         # Before the accelerator: the TrainingArguments that name the optimizer's class reset accelerate's state.
         optimizer = make_optimizer(model, settings)
         self._accelerator = Accelerator(
             mixed_precision=_MIXED_PRECISION[models.compute_dtype(settings.precision)],
             cpu=models.device().type == "cpu",
         )
-        self.model, self._optimizer = self._accelerator.prepare(model, optimizer)
+        # As for evaluation only: with several processes it would else take the mean of their gradients, not the sum.
+        self.model = self._accelerator.prepare_model(model, evaluation_mode=True)
+        self._optimizer = self._accelerator.prepare_optimizer(optimizer)
         self._scheduler = make_scheduler(optimizer, settings, self.schedule.total_steps)
         # To go on, the trained weights themselves are needed.
         kept = is_saved_otherwise(settings)
         weights = {name: p for name, p in model.named_parameters() if p.requires_grad} if kept else {}
-        self._resumable = Resumable(optimizer, self._scheduler, self._accelerator.scaler, weights)
+        self._resumable = Resumable(
+            optimizer, self._scheduler, self._accelerator.scaler, settings.learning_rate, weights
+        )
         _add_noise(model, settings.neftune_noise)
 
-    def train(self, resume_from: Checkpoint | None = None) -> bool:
-        """Train to the end, or until a stop is asked for, saving at either; returns whether the end was reached."""
+    def train(self, resume_from: Checkpoint | None = None, *, further: bool = False) -> bool:
+        """Train to the end, or until a stop is asked for, saving at either; returns whether the end was reached.
+
+        `further` lets a run go on that had ended before its last step. Raises Diverged when it only gets worse.
+        """
         if resume_from:
-            self._progress = load_checkpoint(resume_from, self._resumable)
+            self.progress = load_checkpoint(resume_from, self._resumable)
+        else:
+            processes.own_random_numbers(self._settings.seed)
+        if further:
+            self.progress.go_further()
         total = self.schedule.total_steps
-        self._run.append(Started(from_step=self._progress.step, total_steps=total, epochs=self._settings.epochs))
-        if self._progress.step == 0:
+        self._run.append(Started(from_step=self.progress.step, total_steps=total, epochs=self._settings.epochs))
+        self._saved_at = time.monotonic()
+        if self.progress.step == 0:
+            self._evaluate(counts=False)
+        elif self.progress.evaluation_owed:
             self._evaluate()
-        while self._progress.step < total and not self._run.stop_requested():
-            batch = self.schedule.batch(self._progress.step)
-            self._run.append(self.step_on(batch, self._settings.micro_batch_size))
-            saving = _is_due(self._progress.step, self._settings.save_every)
-            if self._evaluation_is_due(saving):
-                self._evaluate()
+        saving = False
+        while not self._has_ended():
             if saving:
                 self._save()
-            if self._low_enough():
-                total = self._progress.step
-        finished = self._progress.step >= total
-        if finished and self._progress.evaluation_loss is None:
-            self._evaluate()
+            batch = self.schedule.batch(self.progress.step)
+            self._run.append(self.step_on(batch, self._settings.micro_batch_size))
+            self.progress.check_course()
+            by_step = _is_due(self.progress.step, self._settings.save_every)
+            if self._evaluation_is_due(by_step):
+                self._evaluate()
+            saving = self._save_is_due(by_step)
+        finished = self.ended_by != STOPPED
+        if finished and self.progress.evaluation_loss is None:
+            self._evaluate(counts=self.progress.evaluation_owed)
         self._save()
         return finished
 
-    @property
-    def steps_done(self) -> int:
-        """Optimizer steps behind the adapter as it is, those before a continuation included."""
-        return self._progress.step
-
     def step_on(self, batch: Sequence[int], micro_batch_size: int) -> Step:
-        """One optimizer step on the examples with these numbers; raises UserError when the loss is no number any more.
+        """One optimizer step on the examples with these numbers; raises Diverged when the loss is no number any more.
 
         It counts as a step of the training. Gradients that are there already are added to.
         """
         started = time.perf_counter()
-        trained_tokens = sum(self._train.trained_tokens[i] for i in batch)
         self.model.train()
-        total = 0.0
-        for micro_batch in self._micro_batches(self._train, batch, micro_batch_size):
-            loss = self._loss_sum(micro_batch) / trained_tokens
-            self._accelerator.backward(loss)
-            total += loss.item()
+        micro_batches = processes.share(self._micro_batches(self._train, batch, micro_batch_size))
+        trained_tokens = sum(self._train.trained_tokens[i] for i in batch)
+        total = processes.total(processes.together(lambda: self._accumulate(micro_batches, trained_tokens)))
+        processes.add_gradients(self._parameters)
         if not math.isfinite(total):
             raise self._diverged(total, "loss")
         limit = self._settings.max_grad_norm or math.inf
@@ -114,12 +128,10 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._follow_schedule()
-        self._progress.step += 1
-        self._progress.loss = total
-        self._progress.evaluation_loss = None  # that of an earlier step is not this one's
+        self.progress.took_step(total)
         return Step(
-            step=self._progress.step,
-            epoch=self._progress.step / self.schedule.steps_per_epoch,
+            step=self.progress.step,
+            epoch=self.progress.step / self.schedule.steps_per_epoch,
             loss=total,
             learning_rate=rate,
             grad_norm=norm,
@@ -128,35 +140,53 @@ class Trainer:
             memory=models.memory_in_use(),
         )
 
+    def _accumulate(self, micro_batches: Sequence[Sequence[int]], trained_tokens: int) -> float:
+        """Add to the gradients; returns these micro-batches' part of the step's mean loss."""
+        total = 0.0
+        for numbers in micro_batches:
+            loss = self._loss_sum([self._train[n] for n in numbers]) / trained_tokens
+            self._accelerator.backward(loss)
+            total += loss.item()
+        return total
+
     def _follow_schedule(self) -> None:
         """The next step's learning rate. A step that float16's scaler left out moves the schedule no further."""
         skipped = self._optimizer.step_was_skipped
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-        if self._skipped_in_a_row == _MAX_SKIPPED_STEPS:
+        self.progress.skipped_in_a_row = self.progress.skipped_in_a_row + 1 if skipped else 0
+        if self.progress.skipped_in_a_row == _MAX_SKIPPED_STEPS:
             raise self._diverged(math.inf, "gradient")
         if not skipped and self._settings.scheduler not in FOLLOW_EVALUATION:
             self._scheduler.step()
 
-    def _diverged(self, value: float, what: str) -> UserError:
-        return UserError(
-            f"The {what} became {value} at step {self._progress.step + 1}, so the training was ended before it could "
-            "spoil what was learnt. Copy this run's settings, lower the learning rate or lengthen the warm-up, and "
-            "start anew."
-        )
+    def _diverged(self, value: float, what: str) -> Diverged:
+        return Diverged(f"The {what} became {value} at step {self.progress.step + 1}, so the training was ended.")
 
     def _evaluation_is_due(self, saving: bool) -> bool:
-        """Every n steps, and with each checkpoint, so that checkpoints can be compared."""
+        """Every n steps, and with each checkpoint that is due by steps, so that checkpoints can be compared."""
         every = self._settings.evaluate_every
-        return every > 0 and (saving or self._progress.step % every == 0)
+        return every > 0 and (saving or _is_due(self.progress.step, every))
 
-    def _low_enough(self) -> bool:
-        loss, limit = self._progress.loss, self._settings.stop_at_loss
-        return limit > 0 and loss is not None and loss <= limit
+    def _save_is_due(self, by_step: bool) -> bool:
+        """By steps, by time, because it is asked for, or because it is the best so far and that one is wanted.
 
-    def _micro_batches(self, examples: Examples, numbers: Sequence[int], size: int) -> Iterator[list[Example]]:
-        """Those examples a few at a time; of like length, so that little is padded: a sum does not mind the order."""
+        Only the first brings an evaluation along: what is learnt must not hang on the clock or on the reader.
+        """
+        minutes = self._settings.save_minutes
+        by_time = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        best = self._settings.result == "best evaluation" and self.progress.is_new_best
+        return processes.from_first(by_step or best or by_time or self._run.save_requested())
+
+    def _has_ended(self) -> bool:
+        """Whether the training is at its end, early or not, or a stop is asked for."""
+        self.ended_by = self.progress.ended_by(self._settings, self.schedule.total_steps)
+        if not self.ended_by and processes.from_first(self._run.stop_requested()):
+            self.ended_by = STOPPED
+        return bool(self.ended_by)
+
+    def _micro_batches(self, examples: Examples, numbers: Sequence[int], size: int) -> list[list[int]]:
+        """Those numbers a few at a time; of like length, so that little is padded: a sum does not mind the order."""
         ordered = sorted(numbers, key=examples.lengths.__getitem__)
-        return ([examples[n] for n in ordered[i : i + size]] for i in range(0, len(ordered), size))
+        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
     def _loss_sum(self, examples: list[Example]) -> torch.Tensor:
         """Cross entropy summed over the trained tokens of the examples, in nats; a scalar."""
@@ -171,31 +201,55 @@ class Trainer:
         return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum", label_smoothing=smoothing)
 
     @torch.no_grad()
-    def _evaluate(self) -> None:
+    def _evaluate(self, *, counts: bool = True) -> None:
+        """The loss on the evaluation examples. One that does not count changes nothing of how the training goes on."""
         if not len(self._evaluation):
             return
+        self.progress.evaluation_owed = counts or self.progress.evaluation_owed
         self.model.eval()
         total = 0.0
         size = self._settings.micro_batch_size
-        for micro_batch in self._micro_batches(self._evaluation, range(len(self._evaluation)), size):
-            if self._run.stop_requested():
+        micro_batches = self._micro_batches(self._evaluation, range(len(self._evaluation)), size)
+        for place in range(0, len(micro_batches), processes.count()):
+            if processes.from_first(self._run.stop_requested()):
                 return  # the reader waits for the saving, not for a number
-            total += self._loss_sum(micro_batch).item()
-        loss = total / sum(self._evaluation.trained_tokens)
-        self._progress.evaluation_loss = loss
-        if self._settings.scheduler in FOLLOW_EVALUATION and self._progress.step:
+            mine = processes.share(micro_batches[place : place + processes.count()])
+            total += processes.together(partial(self._evaluated, mine))
+        loss = processes.total(total) / sum(self._evaluation.trained_tokens)
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"The evaluation loss became {loss} at step {self.progress.step}, so the training was ended."
+            )
+        self.progress.evaluated(loss, counts=counts)
+        if counts and self._settings.scheduler in FOLLOW_EVALUATION:
             self._scheduler.step(loss)
-        self._run.append(Evaluation(step=self._progress.step, loss=loss))
+        self._run.append(Evaluation(step=self.progress.step, loss=loss))
+
+    def _evaluated(self, micro_batches: Sequence[Sequence[int]]) -> float:
+        """The loss summed over these."""
+        return sum(self._loss_sum([self._evaluation[n] for n in numbers]).item() for numbers in micro_batches)
 
     def _save(self) -> None:
         """A checkpoint of this step, unless it is there already or nothing was learnt yet."""
-        step = self._progress.step
-        if step == 0 or any(c.step == step for c in self._run.checkpoints()):
-            return
-        save_checkpoint(self._run, self._accelerator.unwrap_model(self.model), self._resumable, self._progress)
-        delete_old_checkpoints(self._run, self._settings.keep_last)
+        step = self.progress.step
+        there = step == 0 or any(c.step == step for c in self._run.checkpoints())
+        if not processes.from_first(there):
+            state = self._resumable.state()
+            if processes.is_first():
+                self._write_checkpoint(state)
+        self._saved_at = time.monotonic()
+        if step and self._run.save_requested():
+            self._run.save_answered()
+
+    def _write_checkpoint(self, state: dict[str, object]) -> None:
+        save_checkpoint(self._run, self._accelerator.unwrap_model(self.model), state, self.progress)
+        if not self.progress.in_trouble:  # else those from before the trouble may be needed
+            best = best_checkpoint(self._run, self.progress)
+            delete_old_checkpoints(self._run, self._settings.keep_last, best)
         self._run.append(
-            CheckpointSaved(step=step, loss=self._progress.loss, evaluation_loss=self._progress.evaluation_loss)
+            CheckpointSaved(
+                step=self.progress.step, loss=self.progress.loss, evaluation_loss=self.progress.evaluation_loss
+            )
         )
 
 

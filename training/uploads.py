@@ -12,10 +12,11 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
-from training.data_files import iter_rows, iter_text
+from training.data_files import iter_text
+from training.data_files.trial import check_file
 from training.errors import UserError
 from training.formats import is_format_file, load_format_file
-from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, free_path, replaced_atomically, safe_name
+from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, free_path, lies_in, replaced_atomically, safe_name
 
 OnConflict = Literal["ask", "replace", "keep both"]
 _LARGEST_FORMAT_FILE = 1 << 20  # bytes
@@ -59,6 +60,8 @@ def _plan(folders: Folders, uploaded: Sequence[Path], folder: str) -> dict[Path,
     place = folders.datasets / safe_name(folder, "The folder's name") if folder else folders.datasets
     if place.exists() and not place.is_dir():
         raise UserError(f"'{place.name}' is a file in {folders.datasets}: choose another name for the folder.")
+    if not lies_in(place, folders.datasets):
+        raise UserError(f"'{place.name}' is a link that leads out of {folders.datasets}: choose another name.")
     targets: dict[Path, Path] = {}
     for source in uploaded:
         target = (folders.formats if _is_format(source) else place) / _safe_file_name(source)
@@ -93,13 +96,9 @@ def _is_format(path: Path) -> bool:
         if found:
             load_format_file(path)
             return True
-    if suffix in DATASET_SUFFIXES:
+    if suffix in DATASET_SUFFIXES + TEXT_SUFFIXES:
         # Rows that fit no format are taken as well: the user can say which columns to use.
-        for _ in iter_rows(path):
-            pass
-    elif suffix in TEXT_SUFFIXES:
-        for _ in iter_text(path):
-            pass
+        check_file(path)
     else:
         known = ", ".join((*DATASET_SUFFIXES, *TEXT_SUFFIXES))
         raise UserError(f"{path.name} is of no kind that can be trained on: choose one of {known}.")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from training.adapters import base_of
-from training.chat import Chat
+from training.chat import PUT_AWAY, Chat
 from training.errors import UserError
 from training.paths import Folders, list_models
 from training.runs import find_run
@@ -224,13 +224,13 @@ class ChatTab:
             gr.update(choices=checkpoints, value=checkpoint, interactive=bool(adapter)),
             gr.update(interactive=bool(adapter)),
             *self._titles(base, adapter, checkpoint, compare),
-            gr.skip(),
+            _status_html(PUT_AWAY) if self._chat.put_away else gr.skip(),
             gr.skip(),
         ]
 
     def _choose(self, base: str | None, adapter: str | None, checkpoint: Any, compare: bool) -> list[Any]:
         """Updates for a LoRA that was just chosen, with its base model in the precision it was trained in."""
-        problem, precision = _status_html(""), gr.skip()
+        problem, precision = _status_html(PUT_AWAY if self._chat.put_away else ""), gr.skip()
         if adapter:
             try:
                 run = find_run(self._folders, adapter)

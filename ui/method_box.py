@@ -48,17 +48,13 @@ class MethodBox:
             with gr.Row():
                 self._form.render("rank_stabilized", "dora")
 
-    def wire(self, start: gr.Button) -> None:
-        """Show what the method and the precision have, and name what `start` starts; call once, inside the page."""
+    def wire(self) -> None:
+        """Show what the method and the precision have; call once, inside the page."""
         controls = self._form.controls
         asked = [controls["method"], controls["precision"]]
         shown = self._shown(self._form.values["method"], self._form.values["precision"])
-        outputs: set[Component] = {*shown, start}
-
-        def show(method: str, precision: str) -> dict[Any, Any]:
-            return self._shown(method, precision) | {start: start_label(method)}
-
-        gr.on([control.change for control in asked], show, asked, outputs, **QUIET)
+        outputs: set[Component] = {*shown}
+        gr.on([control.change for control in asked], self._shown, asked, outputs, **QUIET)
         self._targets.wire()
 
     def _shown(self, method: str, precision: str) -> dict[Any, Any]:

@@ -8,11 +8,16 @@ from html import escape
 
 from training.history import History
 from training.model_facts import size_text
-from training.runs import EventReader, Run, State, Status
+from training.run_state import State, Status
+from training.runs import EventReader, Run
+from ui.lookout import Overview, Seen
+from ui.messages import facts_html, note_html, quiet_html
 
 _MOST_FOLLOWED = 16  # histories kept in memory
+_FULL = "The disk is full: the training waits and goes on as soon as there is room."
+_NEARLY_FULL = "The disk is nearly full, so the next save has to wait: make room, and it goes on by itself."
 _LABELS = {
-    Status.QUEUED: "Starting",
+    Status.QUEUED: "Waits in the queue",
     Status.PREPARING: "Preparing the model and the data",
     Status.TRAINING: "Training",
     Status.SAVING: "Saving",
@@ -53,33 +58,62 @@ class Histories:
             return followed.history.copy()
 
 
-def status_html(run: Run, state: State, history: History, stopping: bool) -> str:
+def status_html(seen: Seen, history: History) -> str:
     """State, progress bar, numbers and notes of a run."""
-    label = _LABELS[state.status]
-    if state.status is Status.STOPPED and run.has_result():
-        label = "Stopped and saved"
-    if stopping and state.status.active:
-        label = "Stopping after this step, then saving" if state.status is Status.TRAINING else "Stopping"
+    run, state = seen.run, seen.state
+    waits = (state.cause or seen.little_room) if state.status.active else seen.failed and state.status is Status.STOPPED
+    look = "waiting" if waits else state.status.value
     percent = 100 if state.status is Status.DONE else round(100 * history.progress, 1)
     parts = [
-        f'<div class="graft-state graft-{state.status.value}"><span class="graft-dot"></span>'
-        f"<strong>{escape(label)}</strong><span class='graft-run'>{escape(run.name)}</span></div>",
+        f'<div class="graft-state graft-{look}"><span class="graft-dot"></span>'
+        f"<strong>{escape(_label(seen))}</strong><span class='graft-run'>{escape(run.name)}</span></div>",
         f'<div class="graft-bar" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
         f'<div style="width:{percent}%"></div></div>',
     ]
-    if state.cause:
-        parts.append(f'<div class="graft-cause">{escape(state.cause)}</div>')
+    parts.append(_said(seen))
     if state.status is Status.PREPARING and history.records_prepared:
         parts.append(f'<p class="graft-quiet">{history.records_prepared:,} rows or chunks read so far</p>')
     elif state.status is Status.PREPARING and history.downloaded:
         done, total = (size_text(size) for size in history.downloaded)
         parts.append(f'<p class="graft-quiet">The base model is downloaded: {done} of {total}</p>')
     if facts := _facts(state, history):
-        cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in facts)
-        parts.append(f'<div class="graft-facts">{cells}</div>')
-    shown = [note for note in history.notes if note.text != state.cause]
-    parts += [f'<div class="graft-note graft-note-{note.level}">{escape(note.text)}</div>' for note in shown]
+        parts.append(facts_html(facts))
+    parts += [note_html(note.text, note.level) for note in history.notes if note.text != state.cause]
     return "".join(parts)
+
+
+def _label(seen: Seen) -> str:
+    """What goes on, in a few words."""
+    status = seen.state.status
+    if seen.place:
+        return f"Waits in the queue, place {seen.place} of {seen.waiting}"
+    if status.active and (seen.state.cause or seen.disk_full):
+        return "Waiting"
+    if status is Status.STOPPED and seen.failed:
+        return "Paused"
+    if status is Status.STOPPED and seen.run.has_result():
+        return "Stopped and saved"
+    if not status.active:
+        return _LABELS[status]
+    if seen.cancelling:
+        return "Cancelling"
+    if seen.stopping:
+        return "Stopping after this step, then saving" if status is Status.TRAINING else "Stopping"
+    return _LABELS[status]
+
+
+def _said(seen: Seen) -> str:
+    """Why the run ended or what it waits for, as a note; empty where there is nothing to say."""
+    cause, active = seen.state.cause, seen.state.status.active
+    if cause:
+        level = "warning" if active else "error" if seen.failed else "info"
+        return note_html(cause, level)
+    if active and seen.little_room:
+        return note_html(_FULL if seen.disk_full else _NEARLY_FULL, "warning")
+    if active and seen.ended_in is not None and not seen.cancelling:
+        left = duration(seen.ended_in)
+        return quiet_html(f"A worker that gives no sign of life is ended in {left}.")
+    return ""
 
 
 def _facts(state: State, history: History) -> list[tuple[str, str]]:
@@ -114,10 +148,23 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
+def queue_html(overview: Overview) -> str:
+    """The runs that wait, in their order, and the one that failed before what is trained now."""
+    failed = ""
+    if overview.failed_before:
+        text = f"'{overview.failed_before}' failed: choose it under Run to see why."
+        failed = f'<div class="graft-note graft-note-warning" role="status">{escape(text)}</div>'
+    if not overview.waiting:
+        return failed
+    items = "".join(f"<li>{escape(name)}</li>" for name in overview.waiting)
+    return f'{failed}<div class="graft-queue"><span>Waiting</span><ol>{items}</ol></div>'
+
+
 def checkpoints_html(run: Run, history: History, active: bool = True) -> str:
     """A table of the checkpoints, newest first; those that were deleted to keep the last n are left out."""
     on_disk = {checkpoint.step for checkpoint in run.checkpoints()}
-    rows = [event for event in reversed(history.checkpoints) if event.step in on_disk]
+    latest = {event.step: event for event in history.checkpoints}  # a step may be saved twice, when that was asked for
+    rows = [latest[step] for step in sorted(latest, reverse=True) if step in on_disk]
     if not rows:
         return '<p class="graft-quiet">Checkpoints appear here as they are saved.</p>' if active else ""
     body = "".join(

@@ -9,6 +9,7 @@ import gradio as gr
 
 from training.chat import Chat
 from training.paths import Folders
+from training.supervisor import Supervisor
 from ui.chart import static_paths
 from ui.chat_log import FINAL
 from ui.chat_tab import STYLE as CHAT_STYLE
@@ -22,10 +23,9 @@ from ui.learn_tab import STYLE as LEARN_STYLE
 from ui.learn_tab import LearnTab
 from ui.memory_box import STYLE as MEMORY_STYLE
 from ui.model_box import STYLE as MODEL_STYLE
-from ui.monitor import Histories
 from ui.training_tab import TrainingTab
 
-_MAX_UPLOAD = "4gb"
+_MAX_UPLOAD = "4gb"  # a file; rows and text are read piece by piece, so that memory sets no lower bound
 _DAY = 24 * 60 * 60  # seconds
 _STATIC = Path(__file__).parent / "static"
 _HEADER = """
@@ -42,16 +42,15 @@ element.querySelector('#graft-theme').addEventListener('click', () => {
 """
 
 
-def build_page(folders: Folders) -> gr.Blocks:
-    """The page over these folders, ready to be launched with `launch_options`."""
+def build_page(folders: Folders, supervisor: Supervisor) -> gr.Blocks:
+    """The page over these folders and their runs, ready to be launched with `launch_options`."""
     gr.set_static_paths(static_paths())
-    histories = Histories()
     chat = Chat(folders)
     with gr.Blocks(title="Graft", analytics_enabled=False, fill_width=True, delete_cache=(_DAY, _DAY)) as page:
         gr.HTML(_HEADER, js_on_load=_TOGGLE_THEME + LEARN_LINKS, apply_default_css=False)
         with gr.Tabs(elem_id="main-tabs") as tabs:
             with gr.Tab("Training", id="training"):
-                training = TrainingTab(folders, histories)
+                training = TrainingTab(folders, supervisor)
             with gr.Tab("Datasets", id="datasets") as datasets_page:
                 datasets = DatasetsTab(folders, training)
             with gr.Tab("Chat", id="chat") as chat_page:
@@ -63,8 +62,9 @@ def build_page(folders: Folders) -> gr.Blocks:
         datasets.show_chosen_on(datasets_page.select)
         datasets.train.click(lambda: gr.update(selected="training"), None, tabs, **QUIET)
         datasets.check_on(training.check.click(lambda: gr.update(selected="datasets"), None, tabs, **QUIET).then)
-        # The training needs the memory more than a model that waits for the next message.
-        training.monitor.starts.change(chat.unload, None, None, **QUIET)
+        # The training needs the memory more than a model that waits for the next message, and would spoil a check.
+        supervisor.before_training(chat.give_way)
+        supervisor.before_training(training.memory_box.stop)
         training.memory_box.start.click(chat.unload, None, None, **QUIET)  # else the chat's model would count as taken
         chat_tab.refresh_on(chat_page.select, page.load)
         learn.refresh_on(learn_page.select)
@@ -77,14 +77,12 @@ def _open_chat_from_monitor(training: TrainingTab, chat_tab: ChatTab, tabs: gr.T
     monitor = training.monitor
     adapter, step = gr.State(""), gr.State(FINAL)
 
-    def checkpoint_clicked(choice: str, event: gr.EventData) -> tuple[str, str]:
-        return monitor.shown_run_name(choice), str(event.step)
+    def checkpoint_clicked(name: str, event: gr.EventData) -> tuple[str, str]:
+        return name, str(event.step)
 
     for clicked in (
-        monitor.chat.click(
-            lambda choice: (monitor.shown_run_name(choice), FINAL), monitor.run_choice, [adapter, step], **QUIET
-        ),
-        monitor.chart.click(checkpoint_clicked, monitor.run_choice, [adapter, step], **QUIET),
+        monitor.actions.chat.click(lambda name: (name, FINAL), monitor.name, [adapter, step], **QUIET),
+        monitor.chart.click(checkpoint_clicked, monitor.name, [adapter, step], **QUIET),
     ):
         chosen = chat_tab.open_on(clicked.then, adapter, step)
         chosen.then(lambda: (gr.update(selected="chat"), True), None, [tabs, chat_tab.compare], **QUIET)
@@ -127,4 +125,7 @@ def launch_options() -> dict[str, Any]:
         "footer_links": [],
         "max_file_size": _MAX_UPLOAD,
         "ssr_mode": False,
+        # Gradio would note down in the browser what is sent to the page, tokens too, and offer to store it elsewhere.
+        "run_history": False,
+        "enable_monitoring": False,
     }

@@ -8,23 +8,26 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from training import supervisor
 from training.copied_settings import copy_settings
 from training.errors import UserError
-from training.parsing import parse_runnable
+from training.gpus import gpu_names
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, list_data_files
 from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
+from training.supervisor import Supervisor
 from ui.earlier_box import EarlierBox
 from ui.estimate_box import EstimateBox
 from ui.events import QUIET
+from ui.failure_box import halved_rate
 from ui.form import SettingsForm, default_values
 from ui.memory_box import MemoryBox
 from ui.messages import news_html, problems_html
-from ui.method_box import MethodBox, start_label
+from ui.method_box import MethodBox
 from ui.model_box import ModelBox
-from ui.monitor import Histories
-from ui.monitor_panel import LATEST, MonitorPanel
+from ui.monitor_panel import MonitorPanel
+from ui.name_box import NEW_VERSION
+from ui.run_actions import refusal
+from ui.start_bar import StartBar
 from ui.target_box import TargetBox
 from ui.upload_box import FORMATS, UploadBox, first_kind
 
@@ -37,13 +40,15 @@ _SCROLL_TO_MONITOR = "() => document.getElementById('monitor').scrollIntoView({b
 class TrainingTab:
     """The tab's components and the events between them."""
 
-    def __init__(self, folders: Folders, histories: Histories) -> None:
+    def __init__(self, folders: Folders, supervisor: Supervisor) -> None:
         self._folders = folders
+        self._supervisor = supervisor
         self._presets, self._preset_problems = load_presets(folders)
         first = next((p for p in self._presets if p.label == FIRST_VISIT), None)
         self.form = SettingsForm(folders, default_values() | (first.settings if first else {}))
         self._model_box = ModelBox(folders)
         self.memory_box = MemoryBox(folders)
+        self._start_bar = StartBar(supervisor, self.memory_box)
         self._estimate = EstimateBox(folders)
         self._earlier = EarlierBox(folders, self.form)
         self._method = MethodBox(self.form, TargetBox(folders, self.form))
@@ -51,7 +56,7 @@ class TrainingTab:
             with gr.Column(scale=6, min_width=380):
                 self._build_form(first)
             with gr.Column(scale=5, min_width=380, elem_id="monitor"):
-                self.monitor = MonitorPanel(folders, histories)
+                self.monitor = MonitorPanel(folders, supervisor)
                 self._estimate.build()
 
     def _build_form(self, first: Preset | None) -> None:
@@ -96,19 +101,16 @@ class TrainingTab:
             with gr.Row():
                 render("max_grad_norm", "neftune_noise", "label_smoothing")
             with gr.Row():
-                render("gradient_checkpointing", "seed", "trust_remote_code")
+                render("gradient_checkpointing", "retry_smaller", "seed")
             with gr.Row():
-                render("save_every", "keep_last", "stop_at_loss")
-        # In view wherever the reader has scrolled to, and with it what has to be mended.
-        with gr.Column(elem_id="start-bar"):
-            self._message = gr.HTML(self._start_message(), elem_id="form-message")
-            self.memory_box.build_result()
+                render("gpus", visible=len(gpu_names()) > 1)
+                render("trust_remote_code")
             with gr.Row():
-                self.check = gr.Button("Check data", size="lg", scale=1, min_width=120, elem_id="check")
-                self.memory_box.build_button()
-                self._start = gr.Button(
-                    start_label(self.form.values["method"]), variant="primary", size="lg", scale=3, elem_id="start"
-                )
+                render("save_every", "save_minutes", "keep_last")
+            with gr.Row():
+                render("result", "patience", "stop_at_loss")
+        self._start_bar.build(self.form.values["method"], self._start_message())
+        self._message, self.check = self._start_bar.message, self._start_bar.check
 
     def _build_data(self) -> None:
         render = self.form.render
@@ -145,7 +147,7 @@ class TrainingTab:
     def wire(self, page: gr.Blocks) -> None:
         """Connect the form, its memory in the browser and the monitor; call once, inside the page."""
         form = self.form
-        self.monitor.wire(page, self._start, self._copy_from)
+        self.monitor.wire(page, self._start_bar.start, self._copy_from, form.controls["method"])
         self._wire_memory(page)
         self.kind.change(
             lambda kind: (gr.update(visible=kind == DATASET), gr.update(visible=kind == RAW_TEXT)),
@@ -162,12 +164,13 @@ class TrainingTab:
         for box in (self._upload_dataset, self._upload_text):
             box.wire(self._message, self.uploaded, {self.kind, *form.choice_controls})
         self._wire_boxes(page)
-        self._start.click(
-            self._start_training,
-            [self.monitor.starts, self.kind, *form.components],
-            [self._message, self.monitor.run_choice, self.monitor.starts],
-            **QUIET,
+        self._start_bar.wire(
+            [self.kind, *form.components],
+            lambda kind, *values: self.data_values(kind, values),
+            form.controls["name"],
+            self.monitor,
         )
+        self._wire_remedies({*filled, self.monitor.starts})
         self.monitor.starts.change(None, js=_SCROLL_TO_MONITOR)
 
     def _wire_boxes(self, page: gr.Blocks) -> None:
@@ -181,7 +184,6 @@ class TrainingTab:
             lambda kind, *values: self.data_values(kind, values),
             form.controls["micro_batch_size"],
         )
-        self.monitor.starts.change(self.memory_box.stop, None, None, **QUIET)
         gr.on(
             [page.load, self.kind.change, *(control.change for control in form.components)],
             lambda kind, *values: self._estimate.update(self.data_values(kind, values)),
@@ -190,7 +192,7 @@ class TrainingTab:
             trigger_mode="always_last",
             **QUIET,
         )
-        self._method.wire(self._start)
+        self._method.wire()
         self._earlier.wire(page)
         # Consent is for one publisher's code.
         base.change(lambda: False, None, code, **QUIET)
@@ -237,6 +239,45 @@ class TrainingTab:
         filled = self._filled_with(copied.settings.model_dump(mode="json"), kind)
         return filled | {self._message: news_html(said), self._preset: None}
 
+    def _wire_remedies(self, outputs: set[Component]) -> None:
+        """What the monitor offers for a failure: the run goes on with it, or the form is filled for a new one."""
+        monitor, failure = self.monitor, self.monitor.failure
+        for number, button in enumerate(failure.remedies):
+
+            def take(name: str, starts: int, found: list[Any], number: int = number) -> dict[Any, Any]:
+                remedy = found[number]
+                if remedy.continues:
+                    return self._go_on(name, starts, remedy.changes, f"with {remedy.label}")
+                return self._offer_again(name, remedy.changes, remedy.label)
+
+            button.click(take, [monitor.name, monitor.starts, failure.found], outputs, **QUIET)
+        failure.slower.click(
+            lambda name, starts: self._go_on(
+                name, starts, halved_rate(name, self._folders), "at half the learning rate"
+            ),
+            [monitor.name, monitor.starts],
+            outputs,
+            **QUIET,
+        )
+
+    def _go_on(self, name: str, starts: int, changes: dict[str, Any], how: str) -> dict[Any, Any]:
+        try:
+            self._supervisor.go_on(find_run(self._folders, name), **changes)
+        except UserError as error:
+            raise refusal("Not continued", str(error)) from error
+        finally:
+            self.monitor.lookout.forget()
+        return {self._message: news_html([f"'{name}' goes on {how}."]), self.monitor.starts: starts + 1}
+
+    def _offer_again(self, name: str, changes: dict[str, Any], what: str) -> dict[Any, Any]:
+        """Updates that show the settings of a run with some of them changed, for a new training."""
+        updates = self._copy(name)
+        if self._preset not in updates:
+            return dict(updates)
+        changed = self.form.fill(changes | {"if_exists": NEW_VERSION})
+        said = [f"The form shows the settings of '{name}' with {what}: click Start."]
+        return updates | changed | {self._message: news_html(said)}
+
     def _filled_with(self, values: dict[str, Any], kind: str | None) -> dict[Any, Any]:
         """Updates for the form's controls and, where it is known, for the kind of data."""
         return self.form.fill(values) | ({self.kind: kind} if kind else {})
@@ -261,17 +302,6 @@ class TrainingTab:
     def data_values(self, kind: str, values: tuple[Any, ...]) -> dict[str, Any]:
         """The form's values by setting name, without the data of the other kind and what the method has not."""
         return self.form.applying(self.form.gather(values)) | {DATASET if kind == RAW_TEXT else RAW_TEXT: []}
-
-    def _start_training(self, starts: int, kind: str, *values: Any) -> tuple[Any, Any, Any]:
-        try:
-            settings = parse_runnable(self.data_values(kind, values))
-            run = supervisor.start(settings, self._folders).training_run
-        except UserError as error:
-            return problems_html(str(error).splitlines()), gr.skip(), gr.skip()
-        said = [f"Training '{run.name}' has started."]
-        if run.name != settings.name:
-            said.append(f"The name '{settings.name}' was taken.")
-        return news_html(said), LATEST, starts + 1
 
     def _run_names(self) -> list[str]:
         return [run.name for run in list_runs(self._folders)]

@@ -7,9 +7,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from training.errors import UserError
+
+LONGEST_ROW = 1 << 26  # characters; some twenty million tokens, which no model reads at once
 
 
 class FileError(UserError):
@@ -44,3 +46,18 @@ def status_of(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise FileError(f"{path.name} is no regular file: choose another.")
     return status
+
+
+def bounded_lines(file: TextIO, name: str) -> Iterator[str]:
+    """The lines of the file `name`; raises FileError for one that would fill the memory."""
+    number = 0
+    while line := file.readline(LONGEST_ROW + 1):
+        number += 1
+        if len(line) > LONGEST_ROW:
+            raise too_long(f"{name}, line {number:,}")
+        yield line
+
+
+def too_long(place: str) -> FileError:
+    """What is wrong with a row of more than LONGEST_ROW characters."""
+    return FileError(f"{place} is longer than {LONGEST_ROW:,} characters: divide what stands there into several rows.")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from training.data_files.files import FileError
+from training.data_files.files import LONGEST_ROW, FileError, bounded_lines, too_long
 from training.data_files.text_encoding import BLOCK, open_text
 from training.formats.turns import has_turns
 from training.formats.values import kind
@@ -51,7 +51,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a .jsonl file, one a line; raises FileError naming the line that is wrong."""
     with open_text(path) as file:
         number = 0
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(bounded_lines(file, path.name), start=1):
             if not line.isspace():
                 yield _line(line, f"{path.name}, line {number:,}")
 
@@ -210,9 +210,13 @@ class _Window:
                 raise _problem(error, self._where()) from None
             else:
                 # More digits may follow a number.
+                if end - self._at > LONGEST_ROW:
+                    raise too_long(self._where())
                 if self._ended or isinstance(value, (dict, list, str)) or len(self._text) - end > _MARGIN:
                     self._at = end
                     return value
+            if len(self._text) - self._at > LONGEST_ROW:
+                raise too_long(self._where())
             self._read_more()
 
     def _may_go_on(self, error: json.JSONDecodeError) -> bool:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from training.data_files.files import FileError, opened
+from training.data_files.files import LONGEST_ROW, FileError, bounded_lines, opened
 from training.data_files.text_encoding import open_text
 
 _DELIMITERS = ",;\t|"
@@ -19,7 +19,6 @@ _DELIMITERS = ",;\t|"
 _DECLARED = re.compile(r'sep=([^\w\s"]|\t)[ \t]*(?:\n|\Z)', re.IGNORECASE)
 _SNIFFED_ROWS = 50
 _SNIFFED_TEXT = 1 << 16  # characters
-_LONGEST_VALUE = 100_000_000  # characters; a forgotten quote would otherwise take in all of a large file
 _BATCH = 256  # rows of a parquet file that are held at once
 
 
@@ -29,10 +28,11 @@ def read_delimited(path: Path) -> Iterator[dict[str, Any]]:
     A missing value at a row's end is None, an empty one is "". Ends of lines inside values become \\n.
     """
     delimiter, is_declared = _delimiter(path)
-    csv.field_size_limit(_LONGEST_VALUE)  # kept by the csv module for all readers
+    # A forgotten quote would otherwise take in all of a large file.
+    csv.field_size_limit(LONGEST_ROW)  # kept by the csv module for all readers
     with open_text(path) as file:
         # strict: a stray quote is told and not guessed at.
-        records = _records(csv.reader(file, delimiter=delimiter, strict=True), path.name)
+        records = _records(csv.reader(bounded_lines(file, path.name), delimiter=delimiter, strict=True), path.name)
         if is_declared:
             next(records)
         names = next((values for _, values in records if any(value.strip() for value in values)), [])
@@ -78,7 +78,7 @@ def _in_words(error: str, place: str) -> str:
     if "unexpected end of data" in error:
         return f"{place}: the row that begins here has a double quote that is never closed: close or double it."
     if "field limit" in error:
-        return f"{place}: a value is longer than {_LONGEST_VALUE:,} characters, perhaps a double quote is not closed."
+        return f"{place}: a value is longer than {LONGEST_ROW:,} characters, perhaps a double quote is not closed."
     return f"{place}: a double quote stands inside a quoted value: write it twice."
 
 
