@@ -84,8 +84,10 @@ def main() -> int:
     supervisor = Supervisor(folders)
     page = build_page(folders, supervisor)
     supervisor.keep_looking()
-    # Asked to end by the system, it ends as after Ctrl+C.
+    # Asked to end by the system, or by a terminal that is closed, it ends as after Ctrl+C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         page.launch(
             server_name=arguments.host,
@@ -109,7 +111,10 @@ def _end(supervisor: Supervisor, *, stop_runs: bool) -> None:
         print(f"Stopping {names} and saving ... (Ctrl+C once more leaves them to it)", flush=True)
     elif names:
         print(f"{names} goes on training; start Graft again to see it, or to stop it.", flush=True)
-    supervisor.close(stop_runs=stop_runs)
+    try:
+        supervisor.close(stop_runs=stop_runs)
+    except KeyboardInterrupt:
+        print("They are asked to stop, and do so by themselves.", flush=True)
 
 
 def port_problem(host: str, port: int) -> str:

@@ -1,7 +1,7 @@
 """What pages that watch a run cost its training: tokens a second with none and with many, in turns within one run.
 
-Each page is a client that asks as the one in a browser does: it loads the page, then sends the monitor's tick each
-second and reads the answer. How far the last page is behind the run is told at the end of each turn.
+Each page is a client that asks as the one in a browser does: it loads the page, then sends the monitor's tick as often
+as the server wants it to and reads the answer. How far the last page is behind the run is told at the end of each turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training.run_state import Status
 from training.runs import EventReader, Run
 from training.supervisor import Supervisor
 
-_SETTLE = 3.0  # seconds at the start of a turn that are not counted
+_SETTLE = 25.0  # seconds at the start of a turn that are not counted: pages find their pace in them
 _API = "gradio_api"
 
 
@@ -43,6 +43,8 @@ class Watcher:
     tick: dict[str, Any]  # the monitor's tick in the page's config
     inputs: list[Any]
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    timer: int = 0  # which of the tick's outputs is the timer
+    period: float = 1.0  # seconds between ticks, as the server wants it
     steps_seen: int = 0
     ticks: int = 0
     slowest: float = 0.0  # seconds
@@ -53,11 +55,13 @@ class Watcher:
         await (await self.client.get("/")).aread()
         while (began := time.monotonic()) < until:
             answer = await self._ask()
+            data = answer.get("data") or answer["output"]["data"]
+            self.period = float(data[self.timer].get("value", self.period))
             for part in json.dumps(answer).split("step</span><b>")[1:]:
                 self.steps_seen = int(part.split(" /")[0].replace(",", ""))
             self.ticks += 1
             self.slowest = max(self.slowest, time.monotonic() - began)
-            await asyncio.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.0, self.period - (time.monotonic() - began)))
 
     async def _ask(self) -> Any:
         body = {"data": self.inputs, "fn_index": self.tick["id"], "session_hash": self.session, "event_data": None}
@@ -88,7 +92,8 @@ async def watch(url: str, count: int, seconds: float) -> list[Watcher]:
     limits = httpx.Limits(max_connections=2 * count, max_keepalive_connections=2 * count)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         tick, inputs = monitor_tick((await client.get("/config")).json())
-        watchers = [Watcher(client, tick, inputs) for _ in range(count)]
+        timer = tick["outputs"].index(tick["targets"][0][0])
+        watchers = [Watcher(client, tick, inputs, timer=timer) for _ in range(count)]
         until = time.monotonic() + seconds
         await asyncio.gather(*(watcher.watch(until) for watcher in watchers))
     return watchers
@@ -105,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watching_pages", description=__doc__)
     parser.add_argument("--pages", type=int, default=40)
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long each turn takes")
+    parser.add_argument("--seconds", type=float, default=45.0, help="how long each turn takes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folders = Folders(datasets=Path(folder) / "datasets", loras=Path(folder) / "loras")
@@ -153,7 +158,6 @@ def _train(folders: Folders) -> Run:
     while run.state().status is not Status.TRAINING:
         assert not run.state().status.ended, run.state()
         time.sleep(0.2)
-    time.sleep(_SETTLE)
     return run
 
 

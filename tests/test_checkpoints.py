@@ -290,9 +290,18 @@ def test_none_whole_means_beginning_anew(run: Run, lora: PeftModel) -> None:
         saved = save(run, lora, resumable(lora), Progress(step=step))
         (saved.folder / "manifest.json").unlink()
     assert newest_whole_checkpoint(run) is None and run.checkpoints() == []
-    assert ["one before" in note for note in notes(run)] == [True, True, False]
-    assert notes(run)[-1].endswith("none is left and the training begins anew.")
+    assert all(note.endswith("none is left and the training begins anew.") for note in notes(run))
     assert newest_whole_checkpoint(run) is None and len(notes(run)) == 3
+
+
+def test_none_whole_does_not_cost_a_finished_lora(run: Run, lora: PeftModel) -> None:
+    """Trained from the beginning, the run would take its place."""
+    saved = save(run, lora, resumable(lora), Progress(step=1))
+    (saved.folder / "manifest.json").unlink()
+    lora.save_pretrained(str(run.folder))
+    with pytest.raises(UserError, match="no whole checkpoint to continue from"):
+        newest_whole_checkpoint(run)
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [1]
 
 
 def test_whole_files_of_another_step_or_another_kind_are_no_checkpoint(run: Run, lora: PeftModel) -> None:

@@ -71,7 +71,7 @@ def test_full_disk_is_said_and_waited_for(visit: Callable[..., Visit], tmp_path:
     with small_disk(tmp_path / "loras", 260 * MIB) as disk, scarce_server(tmp_path) as server:
         seen = visit(server.url, viewport={"width": 1440, "height": 1000})
         page = seen.page
-        start(page, "has started", name="thirsty", epochs="12", save_every="3")
+        start(page, "has started", name="thirsty", epochs="5", save_every="3")
         wait_for_checkpoint(page)
         filler = fill_disk(disk, leave)
         expect(status(page).locator("strong")).to_have_text("Waiting", timeout=PREPARED)
@@ -81,12 +81,10 @@ def test_full_disk_is_said_and_waited_for(visit: Callable[..., Visit], tmp_path:
         expect(warning).to_contain_text("goes on as soon as there is room")
         expect(page.locator("#monitor-stop")).to_be_enabled()
         run = Run(server.folders.loras / "thirsty")
-        look(page, f"disk_{leave}")  # LOOK
         assert run.state().is_alive()
         filler.unlink()
         expect(status(page).locator("strong")).to_have_text("Done", timeout=TRAINED)
-        expect(status(page)).to_contain_text("84 / 84")
-        look(page, f"disk_{leave}_done")  # LOOK
+        expect(status(page)).to_contain_text("35 / 35")
         assert run.state().status is Status.DONE and run.has_result()
         seen.assert_clean()
 
@@ -104,15 +102,12 @@ def test_memory_that_runs_out_is_recovered_from_before_the_readers_eyes(
     told = "Memory ran out with a micro-batch size of 4: the training goes on from its last checkpoint with 2."
     note = status(page).locator(".graft-note-warning")
     expect(note).to_contain_text(told, timeout=PREPARED)
-    look(page, "memory_note")  # LOOK
     expect_training(page, "hungry")
-    look(page, "memory_goes_on")  # LOOK
     assert run.state().pid != first_pid and run.settings().micro_batch_size == 2
     trained = run.checkpoints()[-1].step
     page.locator("#monitor-stop").click()
     expect(status(page)).to_contain_text("Stopped and saved", timeout=PREPARED)
     expect(note).to_contain_text(told)
-    look(page, "memory_stopped")  # LOOK
     assert run.checkpoints()[-1].step > trained and run.has_result()
     seen.assert_clean()
 
@@ -133,7 +128,6 @@ def test_memory_that_runs_out_for_good_offers_what_would_make_it_fit(
     expect(page.locator("#monitor-remedies-about")).to_have_text(
         "What would make it fit, the largest gain first:", timeout=PREPARED
     )
-    look(page, "memory_failed")  # LOOK
     found = remedies(run, scarce.folders)
     assert found == sorted(found, key=lambda remedy: -remedy.saves) and found[-1].saves > 0
     offered = page.locator("#monitor-remedies button:visible")
@@ -144,17 +138,5 @@ def test_memory_that_runs_out_for_good_offers_what_would_make_it_fit(
     expect(page.locator("#form-message")).to_contain_text("'starved' goes on with Gradient checkpointing.")
     expect_training(page, "starved")
     expect(page.locator("#monitor-remedies")).to_be_hidden()
-    look(page, "memory_remedied")  # LOOK
     assert run.settings().gradient_checkpointing and not Settings.model_fields["gradient_checkpointing"].default
     seen.assert_clean()
-
-
-def look(page: Page, name: str) -> None:  # LOOK
-    for width in (1440, 800):  # LOOK
-        for dark in (False, True):  # LOOK
-            page.set_viewport_size({"width": width, "height": 1000})  # LOOK
-            page.evaluate("on => document.body.classList.toggle('dark', on)", dark)  # LOOK
-            page.locator("#monitor-status").scroll_into_view_if_needed()  # LOOK
-            page.screenshot(path=f"/tmp/look/f_{name}_{width}_{'dark' if dark else 'light'}.png")  # LOOK
-    page.set_viewport_size({"width": 1440, "height": 1000})  # LOOK
-    page.evaluate("document.body.classList.remove('dark')")  # LOOK

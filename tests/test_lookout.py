@@ -32,6 +32,8 @@ def watch(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> Lookout:
 def add(folders: Folders, name: str, status: Status) -> Run:
     run = create_run(folders, make_settings(name=name))
     run.set_state(status)
+    if status is Status.QUEUED:
+        RunQueue(folders).add(run)
     return run
 
 

@@ -57,6 +57,7 @@ def test_failed_shows_its_cause_once(run: Run, history: History) -> None:
 def test_a_run_that_waits_for_room_has_not_failed(run: Run, history: History) -> None:
     html = _html(run, history, Status.TRAINING, cause="The disk is full.")
     assert "Waiting" in html and "graft-waiting" in html and "graft-note-warning" in html
+    assert "time left" not in html and "time trained" in html
     assert "graft-note-error" not in html
 
 

@@ -21,6 +21,7 @@ from training.run_store import create_run
 from training.runs import Run, find_run
 from training.supervisor import Supervisor
 from ui import failure_box, lookout
+from ui.failure_box import FailureBox
 from ui.lookout import LATEST
 from ui.monitor_panel import MonitorPanel, Shown
 
@@ -122,7 +123,6 @@ def test_start_adds_to_the_queue_while_something_trains_and_is_never_disabled(op
 def test_a_deleted_choice_falls_back_to_the_latest(opened: Opened) -> None:
     opened.add("running", Status.TRAINING)
     newer = opened.add("newer", Status.DONE)
-    assert opened.panel.shown_run_name(LATEST) == "running"
     _, shown = opened.tick(newer.name)
     newer.folder.rename(newer.folder.with_name(".gone"))
     updates, _ = opened.tick(newer.name, shown)
@@ -300,13 +300,19 @@ def remedied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+def look_into(box: FailureBox, updates: dict[Any, Any]) -> dict[Any, Any]:
+    """What the timer brings that these updates set off."""
+    assert updates[box._due].active
+    return box._look_into(updates[box._failure])
+
+
 def test_memory_that_ran_out_offers_remedies_looked_for_once(opened: Opened, remedied: list[str]) -> None:
     box = opened.panel.failure
     opened.add("first", Status.FAILED, reason=Reason.MEMORY)
     updates, _ = opened.tick()
     assert updates[box._box]["visible"] and "Looking for" in updates[box._about] and remedied == []
     for _ in range(2):  # two pages
-        shown = fire(opened.page, box._failure, "change", updates[box._failure])
+        shown = look_into(box, updates)
     assert remedied == ["first"]
     labels = [shown[button]["value"] for button in box.remedies if button in shown]
     assert labels == [
@@ -319,7 +325,7 @@ def test_remedies_of_a_run_that_is_gone_are_a_sentence(opened: Opened) -> None:
     box, run = opened.panel.failure, opened.add("first", Status.FAILED, reason=Reason.MEMORY)
     updates, _ = opened.tick()
     run.folder.rename(run.folder.with_name(".gone"))
-    shown = fire(opened.page, box._failure, "change", updates[box._failure])
+    shown = look_into(box, updates)
     assert "There is no LoRA called" in shown[box._about]
 
 
@@ -327,7 +333,7 @@ def test_without_a_remedy_that_is_said(opened: Opened, monkeypatch: pytest.Monke
     monkeypatch.setattr(failure_box, "remedies", lambda *_: [])
     opened.add("first", Status.FAILED, reason=Reason.MEMORY)
     box = opened.panel.failure
-    shown = fire(opened.page, box._failure, "change", opened.tick()[0][box._failure])
+    shown = look_into(box, opened.tick()[0])
     assert "choose a smaller base model" in shown[box._about]
 
 
@@ -336,10 +342,11 @@ def test_unknown_errors_have_a_report_and_others_have_none(opened: Opened) -> No
     run = opened.add("first", Status.FAILED, reason=Reason.UNKNOWN, cause="It broke.")
     updates, _ = opened.tick()
     assert updates[box._report_box]["visible"] and not updates[box._box]["visible"]
-    shown = fire(opened.page, box._failure, "change", updates[box._failure])
+    shown = look_into(box, updates)
     assert "It broke." in shown[box._report]
     run.set_state(Status.FAILED, "No such file.", Reason.REFUSED)
     updates, _ = opened.tick()
+    assert not updates[box._due].active
     assert not updates[box._report_box]["visible"] and not updates[box._box]["visible"]
 
 

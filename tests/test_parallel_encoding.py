@@ -16,7 +16,6 @@ from tests.tiny import add_dataset, make_folders, make_settings, make_tokenizer
 from training import rows
 from training.data import prepare
 from training.encoding import Converted, Encoder
-from training.errors import UserError
 from training.formats import Conversation, Message, Text
 from training.parallel_encoding import encode_in_processes, usable_processes
 
@@ -47,12 +46,12 @@ def test_reader_that_stops_leaves_no_process_behind() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_killed_process_is_a_sentence() -> None:
+def test_killed_process_counts_as_memory_that_ran_out() -> None:
     encoded = encode_in_processes(Encoder(TOKENIZER, "answers"), batches(50), 2)
     next(encoded)
     for child in multiprocessing.active_children():
         os.kill(child.pid or 0, signal.SIGKILL)
-    with pytest.raises(UserError, match="ended by the system"):
+    with pytest.raises(MemoryError, match="ended by the system"):
         list(encoded)
 
 

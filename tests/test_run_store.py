@@ -69,7 +69,7 @@ def test_name_in_use_asks_and_makes_nothing(folders: Folders, run: Run, status: 
     with pytest.raises(NameInUse, match="a LoRA called 'test' already") as caught:
         create_run(folders, make_settings())
     assert caught.value.run.name == "test"
-    assert [p.name for p in folders.loras.iterdir()] == ["test"] and run.state().status is status
+    assert [run.name for run in list_runs(folders)] == ["test"] and run.state().status is status
 
 
 def test_new_version_leaves_a_foreign_folder(folders: Folders) -> None:

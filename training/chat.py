@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.adapters import adapter_folder
 from training.base_models import local_base_model
-from training.consent import has_consent
+from training.begun_here import was_begun_here
 from training.errors import UserError
 from training.formats import Message
 from training.libraries import load_libraries
@@ -259,7 +259,7 @@ class Chat:
         """How to load: code of the model's own runs only where it was allowed to in the training."""
         try:
             trusted = bool(what.adapter) and find_run(self._folders, str(what.adapter)).settings().trust_remote_code
-            trusted = trusted and has_consent(self._folders, str(what.adapter))
+            trusted = trusted and was_begun_here(self._folders.loras / str(what.adapter))
         except UserError:
             trusted = False  # the adapter comes from elsewhere
         return Settings(precision=what.precision, trust_remote_code=trusted)

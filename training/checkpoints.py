@@ -145,16 +145,20 @@ def newest_whole_checkpoint(run: Run) -> Checkpoint | None:
     for pattern in (f".{CHECKPOINT_PREFIX}*.partial", f".{CHECKPOINT_PREFIX}*.deleted", ".result.partial"):
         for leftover in run.folder.glob(pattern):
             shutil.rmtree(leftover)
-    found = run.checkpoints()
-    for checkpoint in reversed(found):
-        problem = why_damaged(checkpoint.folder) or _why_unreadable(checkpoint)
-        if not problem:
-            return checkpoint
+    whole, damaged = None, {}
+    for checkpoint in reversed(run.checkpoints()):
+        if not (problem := why_damaged(checkpoint.folder) or _why_unreadable(checkpoint)):
+            whole = checkpoint
+            break
+        damaged[checkpoint] = problem
+    if damaged and not whole and run.has_result():  # which a training from the beginning would take the place of
+        raise UserError(f"'{run.name}' has no whole checkpoint to continue from: start a new version from this LoRA.")
+    for checkpoint, problem in damaged.items():
         set_aside(run, [checkpoint], "damaged")
-        what = "the one before is taken" if checkpoint != found[0] else "none is left and the training begins anew"
+        what = "the one before is taken" if whole else "none is left and the training begins anew"
         text = f"The checkpoint of step {checkpoint.step:,} is damaged ({problem}): {what}."
         run.append(Note(level="warning", text=text))
-    return None
+    return whole
 
 
 def set_aside(run: Run, checkpoints: Iterable[Checkpoint], why: str) -> None:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 @functools.lru_cache(maxsize=1)
 def gpu_names() -> tuple[str, ...]:
     """What CUDA_VISIBLE_DEVICES calls each GPU that trainings may use; nothing where there is none."""
-    if chosen := os.environ.get("CUDA_VISIBLE_DEVICES"):
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:  # empty: none
         return tuple(name.strip() for name in chosen.split(",") if name.strip())
     program = shutil.which("nvidia-smi")
     if program is None:

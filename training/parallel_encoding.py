@@ -16,7 +16,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 from training.encoding import Converted, Encoder
-from training.errors import UserError
 from training.formats import RowError
 from training.token_spans import Encoded
 
@@ -35,7 +34,7 @@ def usable_processes() -> int:
 def encode_in_processes(
     encoder: Encoder, batches: Iterable[Sequence[Converted]], processes: int
 ) -> Iterator[list[Encoded | RowError]]:
-    """What the encoder's `encode_all` gives, in the same order; raises UserError when a process is killed."""
+    """What the encoder's `encode_all` gives, in the same order; raises MemoryError when the system ends a process."""
     executor = ProcessPoolExecutor(
         processes, mp_context=get_context("fork"), initializer=_begin, initargs=(encoder, os.getpid())
     )
@@ -48,10 +47,7 @@ def encode_in_processes(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError(
-            "A process that prepared the data was ended by the system, most likely because memory ran out: close other "
-            "programs and start again."
-        ) from error
+        raise MemoryError("a process that prepared the data was ended by the system") from error
     finally:
         executor.shutdown(cancel_futures=True)
 

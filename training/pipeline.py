@@ -122,14 +122,16 @@ def _train(run: Run, ready: _Ready, trainable: TrainableModel) -> bool:
         )
     receipt = make_receipt(settings, trainable, ready.tokenizer, prepared, trainer.schedule)
     receipt.continued_from_step = checkpoint.step if checkpoint else None
+    # Also where that part was killed before its first checkpoint.
+    again = before is not None and before.further and before.continued_from_step == receipt.continued_from_step
+    receipt.further = again or (before is not None and before.had_ended_early(settings))
     _write_receipt(run, receipt)
     if trainer.schedule.total_steps < _FEW_STEPS:
         run.append(Note(level="warning", text=_few_steps(trainer.schedule.total_steps)))
     run.set_state(Status.TRAINING)
     log.info("training %d steps on %s", trainer.schedule.total_steps, model.device())
-    further = before is not None and before.had_ended_early(settings)
     try:
-        finished = trainer.train(checkpoint, further=further)
+        finished = trainer.train(checkpoint, further=receipt.further)
     except Diverged as error:
         raise _diverged(run, receipt, trainer, error) from error
     receipt.ended_by = trainer.ended_by

@@ -37,6 +37,7 @@ _OUT_OF_MEMORY = (
     "Thread creation failed",
 )
 _LESS_MEMORY = "The changes listed below make it need less."
+MEMORY_RAN_OUT = f"Memory ran out. {_LESS_MEMORY}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def cause_of(error: Exception) -> Death:
     if isinstance(error, UserError):
         return Death(str(error), Reason.DIVERGED if isinstance(error, Diverged) else Reason.REFUSED)
     if is_out_of_memory(error):
-        return Death(f"Memory ran out. {_LESS_MEMORY}", Reason.MEMORY)
+        return Death(MEMORY_RAN_OUT, Reason.MEMORY)
     if is_disk_full(error):
         return Death("The disk is full: make room, then continue from the last checkpoint.", Reason.DISK)
     text = "".join(traceback.format_exception(error))
@@ -67,7 +68,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     # By name, because torch may be what could not be imported.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(words in str(error) for words in _OUT_OF_MEMORY)
+    return tells_of_memory(str(error))
+
+
+def tells_of_memory(text: str) -> bool:
+    """Whether a library says in this text that memory ran out."""
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def exit_cause(exit_code: int, last_words: str, by_oom_killer: bool) -> Death:
@@ -80,12 +86,12 @@ def exit_cause(exit_code: int, last_words: str, by_oom_killer: bool) -> Death:
             "out: end other programs, then continue.",
             Reason.KILLED,
         )
-    if any(words in last_words for words in _OUT_OF_MEMORY):
-        return Death(f"Memory ran out. {_LESS_MEMORY}", Reason.MEMORY)
+    if tells_of_memory(last_words):
+        return Death(MEMORY_RAN_OUT, Reason.MEMORY)
     how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
     return Death(
-        f"The training process crashed ({how}), and its last checkpoint is whole: continue, and if it happens again "
-        "copy the report below.",
+        f"The training process crashed ({how}): continue from its last checkpoint, and if it happens again copy the "
+        "report below.",
         Reason.CRASHED,
     )
 
@@ -127,12 +133,15 @@ def _version(package: str) -> str:
 
 
 def _without_secrets(text: str) -> str:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GRAFT_PASSWORD"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if secret := os.environ.get(name):
             text = text.replace(secret, "[token]")
     text = re.sub(r"\bhf_\w{8,}", "[token]", text)
     text = re.sub(r"(?<=://)[^/\s@]+@", "", text)
-    return text.replace(str(Path.home()) + os.sep, "~" + os.sep)
+    home = str(Path.home())
+    for written in (home, home.replace("\\", "\\\\")):  # JSON doubles the strokes of Windows
+        text = text.replace(written, "~")
+    return text
 
 
 def _first_line(error: Exception) -> str:

@@ -53,6 +53,7 @@ class Receipt(BaseModel):
     device: str
     python: str
     packages: dict[str, str]
+    further: bool = False  # this part goes on from where an earlier one had ended before its last step
     ended_by: str = ""  # nothing while it trains, and where it was ended before its time
     result_step: int | None = None  # whose weights are the result
     result_evaluation_loss: float | None = None

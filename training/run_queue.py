@@ -33,14 +33,19 @@ class RunQueue:
             yield
 
     def runs(self) -> list[Run]:
-        """The waiting runs in their order. One that the file does not know, because of a crash, comes last."""
+        """The waiting runs in their order. Only the file puts a run in line, not what stands in its own folder."""
         waiting = {run.name: run for run in list_runs(self._folders) if run.stored_state().status is Status.QUEUED}
         try:
             names = _Stored.model_validate_json(self._file.read_text(encoding="utf-8")).names
         except (FileNotFoundError, ValidationError, UnicodeDecodeError):
             names = []
-        late = sorted(waiting.keys() - set(names), key=lambda name: waiting[name].stored_state().changed)
-        return [waiting[name] for name in (*names, *late) if name in waiting]
+        return [waiting[name] for name in names if name in waiting]
+
+    def left_out(self) -> list[Run]:
+        """Runs that say they wait and are not in line: copied from elsewhere, or added when the computer went down."""
+        known = {run.name for run in self.runs()}
+        queued = [run for run in list_runs(self._folders) if run.stored_state().status is Status.QUEUED]
+        return [run for run in queued if run.name not in known]
 
     def add(self, run: Run) -> None:
         """Put a run at the end."""

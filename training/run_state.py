@@ -62,7 +62,7 @@ class State(BaseModel):
 
     def is_alive(self) -> bool:
         """Whether the process in charge is there."""
-        if self.pid is None or self.process_started is None:
+        if self.pid is None or self.process_started is None or self.boot != _this_boot():
             return False
         try:
             process = psutil.Process(self.pid)

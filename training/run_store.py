@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from training.begun_here import forget, remember
 from training.errors import UserError
 from training.paths import Folders, free_path, safe_name
 from training.run_state import Status
 from training.runs import Run
 from training.settings import Settings
+from training.watch import Watch
 
 _REPLACED, _TRASH = ".replaced", ".trash"
 _DATED = re.compile(r"(?P<name>.+)-(?P<date>\d{8}-\d{6})(-\d+)?")
@@ -44,8 +46,8 @@ class NameInUse(UserError):  # noqa: N818 - a question to the user rather than a
 
     def __init__(self, run: Run) -> None:
         super().__init__(
-            f"Name: there is a LoRA called '{run.name}' already: choose under 'If the name exists' whether this is a "
-            "new version, goes on from it or takes its place."
+            f"Name: there is a LoRA called '{run.name}' already: choose under 'If the name exists' (--if-exists) "
+            "whether this is a new version, goes on from it or takes its place."
         )
         self.run = run
 
@@ -78,6 +80,7 @@ def create_run(folders: Folders, settings: Settings) -> Run:
             run = Run(free_path(run.folder))
     run.folder.mkdir(parents=True)
     run.write_settings(settings.model_copy(update={"name": run.name}))
+    remember(run.folder)
     run.set_state(Status.QUEUED)
     return run
 
@@ -185,9 +188,12 @@ def _refuse_if_busy(run: Run, what_to_do: str) -> None:
 def _set_aside(run: Run, store_name: str) -> Path:
     """Move a run out of the way, into a folder that says when."""
     _refuse_if_busy(run, "stop it first, or choose another name")
+    if Watch(run).is_held():  # it may come again with a smaller micro-batch
+        raise UserError(f"'{run.name}' is just ending: try again in a moment.")
     store = run.folder.parent / store_name
     store.mkdir(exist_ok=True)
     target = free_path(store / f"{run.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    forget(run.folder)
     try:
         return run.folder.rename(target)
     except OSError as error:

@@ -25,7 +25,8 @@ class Schedule:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return max(1, math.ceil(self.epochs * self.steps_per_epoch))
+        # Rounded, because 29 steps of 7 an epoch are a little more than 29 / 7 epochs times 7.
+        return max(1, math.ceil(round(self.epochs * self.steps_per_epoch, 6)))
 
     def batch(self, step: int) -> list[int]:
         """Numbers of the examples of `step`, counted from 0; an epoch's last batch may be smaller."""

@@ -13,8 +13,8 @@ import psutil
 
 from training.adapters import earlier_adapter
 from training.base_models import locate_base_model
+from training.begun_here import was_begun_here
 from training.chat_templates import load_template
-from training.consent import has_consent, remember_consent
 from training.data_files import iter_text
 from training.dataset_format import check_rows
 from training.disk import free_bytes
@@ -25,10 +25,11 @@ from training.parsing import parse_runnable
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files
 from training.run_queue import RunQueue
 from training.run_state import Reason, Status
-from training.run_store import continue_run, create_run
+from training.run_store import Trashed, continue_run, create_run, delete_run
 from training.runs import Run, list_runs
 from training.settings import Settings
-from training.training_thread import GRACES, Graces, TrainingThread, Watch
+from training.training_thread import GRACES, Graces, TrainingThread, death_unseen
+from training.watch import Watch
 
 log = logging.getLogger(__name__)
 _MIN_FREE_BYTES = 200 * 2**20  # for the log, the events and the data that is prepared, too
@@ -71,8 +72,6 @@ class Supervisor:
         checked = self._checked(settings)
         with self.queue.locked():
             run = create_run(self._folders, checked)
-            if checked.trust_remote_code:
-                remember_consent(self._folders, run.name)
             self.queue.add(run)
         self.look()
         return run
@@ -83,15 +82,22 @@ class Supervisor:
         `changes` are settings that may differ from here on. Raises UserError.
         """
         settings = parse_runnable(run.settings().model_dump() | changes)
-        if settings.trust_remote_code and not has_consent(self._folders, run.name):
-            raise UserError(
-                f"'{run.name}' wants to run its model's own code, which nobody has allowed here: copy its settings and "
-                "tick that if you trust the model's publisher."
-            )
+        if not was_begun_here(run.folder):  # what a stranger's settings ask for is checked as if it were typed
+            if settings.trust_remote_code:
+                raise UserError(
+                    f"'{run.name}' wants to run its model's own code, which nobody has allowed here: copy its settings "
+                    "and tick that if you trust the model's publisher."
+                )
+            settings = self._checked(settings)
         with self.queue.locked():
             continue_run(run, settings)
             self.queue.add(run)
         self.look()
+
+    def delete(self, run: Run) -> Trashed:
+        """Move a run into the trash; raises UserError for one that is trained, waits its turn or is just ending."""
+        with self.queue.locked():
+            return delete_run(run)
 
     def keep_looking(self) -> None:
         """Look every second from now on, in a thread of its own."""
@@ -110,6 +116,8 @@ class Supervisor:
             if {run.name for run in active} - self._active - self._threads.keys():  # started by another program
                 self._give_memory_back()
             self._active = {run.name for run in active}
+            for run in self.queue.left_out():
+                run.set_state(Status.STOPPED, "It was not in the queue any more: continue it to put it there.")
             for run in self.queue.runs():
                 try:
                     wanted = run.settings().gpus
@@ -132,8 +140,9 @@ class Supervisor:
 
     def close(self, *, stop_runs: bool) -> None:
         """Start and take over nothing any more; with `stop_runs` the runs followed here save and end first."""
-        self._closing.set()
-        threads = [thread for thread in self._threads.values() if thread.is_alive()]
+        with self.queue.locked():
+            self._closing.set()
+            threads = [thread for thread in self._threads.values() if thread.is_alive()]
         for thread in threads if stop_runs else ():
             thread.training_run.request_stop()
         for thread in threads if stop_runs else ():
@@ -143,7 +152,7 @@ class Supervisor:
         while not self._closing.wait(_BETWEEN_LOOKS):
             try:
                 self.look()
-            except (OSError, UserError):
+            except Exception:
                 log.exception("the runs cannot be looked after")
 
     def _take_over(self, run: Run) -> None:
@@ -152,12 +161,15 @@ class Supervisor:
         if not watch.take():
             return
         state = run.stored_state()  # as it is now that nobody else changes it
-        if state.status.active and state.is_alive() and state.pid:
-            self._follow(run, watch, psutil.Process(state.pid))
-            log.info("%s goes on, watched from here", run.name)
-            return
+        try:
+            if state.status.active and state.is_alive() and state.pid:
+                self._thread(run, watch, psutil.Process(state.pid)).start()
+                log.info("%s goes on, watched from here", run.name)
+                return
+        except psutil.NoSuchProcess:
+            pass  # it ended just now
         if state.status.active:
-            run.write_state(state.lost())
+            run.write_state(death_unseen(run, state))
         watch.give_back()
 
     def _launch(self, run: Run, place: Sequence[str]) -> None:
@@ -172,9 +184,6 @@ class Supervisor:
     def _give_memory_back(self) -> None:
         for action in self._before_training:
             action()
-
-    def _follow(self, run: Run, watch: Watch, process: psutil.Process) -> None:
-        self._thread(run, watch, process).start()
 
     def _thread(self, run: Run, watch: Watch, process: psutil.Process | None) -> TrainingThread:
         command = partial(worker_command, run, self._folders)
@@ -201,7 +210,7 @@ class Supervisor:
 
 def _is_busy(run: Run) -> bool:
     """Whether a run takes a place: its worker is there, or about to leave, or about to come again with less memory."""
-    return run.state().status.active or Watch(run).is_held()
+    return run.is_graft() and (run.state().status.active or Watch(run).is_held())
 
 
 def _check_data(settings: Settings, folders: Folders) -> None:

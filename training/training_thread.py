@@ -11,19 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
-from filelock import FileLock, Timeout
 
 from training.allocator import training_environment
 from training.disk import free_bytes
 from training.events import Note
 from training.paths import PROJECT
-from training.post_mortem import ALREADY_TRAINED, exit_cause, oom_kills
+from training.post_mortem import ALREADY_TRAINED, MEMORY_RAN_OUT, exit_cause, oom_kills, tells_of_memory
 from training.run_state import Reason, State, Status
 from training.runs import Run
+from training.watch import Watch
 
 log = logging.getLogger(__name__)
 _POLL = 0.2  # seconds
 _NO_ROOM = 2**20  # bytes
+_LAST_LINES = 5  # of the log: what ended the worker stands there, and not an earlier part's trouble
 # subprocess has the name on Windows only, where a session of its own cannot be had.
 _WINDOWS_PROCESS_GROUP = 0x200 if os.name == "nt" else 0
 
@@ -37,32 +38,6 @@ class Graces:
 
 
 GRACES = Graces()
-
-
-class Watch:
-    """The right to watch a run's worker: one thread of one program has it, and loses it when it ends, however."""
-
-    def __init__(self, run: Run) -> None:
-        # Taken by the thread that found the run and given back by the one that watched it.
-        self._lock = FileLock(run.folder / ".watch.lock", thread_local=False)
-
-    def take(self) -> bool:
-        """Take it if nobody has it."""
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            return False
-        return True
-
-    def is_held(self) -> bool:
-        """Whether somebody has it."""
-        if self.take():
-            self.give_back()
-            return False
-        return True
-
-    def give_back(self) -> None:
-        self._lock.release()
 
 
 class TrainingThread(threading.Thread):
@@ -148,8 +123,8 @@ class TrainingThread(threading.Thread):
                     return None
             if self.training_run.cancel_requested():
                 end_process_tree(process)
-                cause = "It was cancelled; what was not saved is lost."
-                self.training_run.set_state(Status.STOPPED, cause)
+                if self.training_run.stored_state().status.active:  # else it was quicker and has come to its end
+                    self.training_run.set_state(Status.STOPPED, "It was cancelled; what was not saved is lost.")
                 return None
             if deadline.is_over():
                 end_process_tree(process)
@@ -167,12 +142,19 @@ class TrainingThread(threading.Thread):
         state = run.stored_state()
         if not state.status.active:
             return
-        if exit_code is None:
-            run.write_state(state.lost())
+        if exit_code == ALREADY_TRAINED and state.pid != os.getpid():
+            return  # another worker is at it, and has written the state
+        if exit_code == ALREADY_TRAINED:
+            cause = "Another process still trains this run: wait until it has ended, then continue."
+            run.set_state(Status.FAILED, cause, Reason.REFUSED)
             return
-        if exit_code == ALREADY_TRAINED:  # another worker is at it, and has the state
+        if exit_code is not None and state.pid not in (None, os.getpid()) and state.is_alive():
+            end_process_tree(psutil.Process(state.pid))  # of several processes one is left without its starter
+        by_oom_killer = oom_kills() > self._oom_kills
+        if exit_code is None:  # somebody else's child
+            run.write_state(death_unseen(run, state, by_oom_killer=by_oom_killer))
             return
-        death = exit_cause(exit_code, run.log_tail(), oom_kills() > self._oom_kills)
+        death = exit_cause(exit_code, run.log_tail(), by_oom_killer)
         run.set_state(Status.FAILED, death.cause, death.reason)
 
     def _may_do_with_less(self) -> bool:
@@ -196,6 +178,14 @@ class TrainingThread(threading.Thread):
             "What it learns is the same, because the batch size stays."
         )
         run.append(Note(level="warning", text=text))
+
+
+def death_unseen(run: Run, state: State, *, by_oom_killer: bool = False) -> State:
+    """What is true of a run whose worker is gone without a last word and without an exit code."""
+    lost = state.lost()
+    if by_oom_killer or tells_of_memory(run.log_tail(_LAST_LINES)):
+        return lost.model_copy(update={"cause": MEMORY_RAN_OUT, "reason": Reason.MEMORY})
+    return lost
 
 
 class _Deadline:
@@ -249,6 +239,6 @@ def end_process_tree(process: psutil.Process) -> None:
     for member in family:
         try:
             member.kill()
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     psutil.wait_procs(family, timeout=GRACES.exit)

@@ -22,6 +22,7 @@ _MOST_OFFERED = 8
 _WITH_REPORT = (Reason.UNKNOWN, Reason.CRASHED)
 _SEARCHING = "Looking for what would make it fit ..."
 _LOWER_RATE = 0.5
+_SOON = 0.1  # seconds
 _MOST_KEPT = 32  # failures whose remedies are in memory
 
 
@@ -41,6 +42,9 @@ class FailureBox:
         self._searching = threading.Lock()
         self._known: dict[Failure, list[Remedy]] = {}
         self._failure = gr.State(Failure())
+        # Runs once for a failure that comes into view. Not the state's own event: Gradio triggers that only from
+        # what goes through its queue, and ticks of the monitor do not.
+        self._due = gr.Timer(_SOON, active=False)
         self.found = gr.State([])
         with gr.Column(visible=False, elem_id="monitor-remedies", elem_classes="graft-remedies") as self._box:
             self._about = gr.HTML(padding=False, elem_id="monitor-remedies-about")
@@ -71,12 +75,22 @@ class FailureBox:
     def wire(self) -> None:
         """Look into each failure that comes into view."""
         shown = [self._about, *self.remedies, self.found, self._report]
-        self._failure.change(self._look_into, self._failure, shown, **QUIET)
+        due = self._due.tick(lambda: gr.Timer(active=False), None, self._due, queue=False, **QUIET)
+        due.then(self._look_into, self._failure, shown, **QUIET)
 
     @property
     def outputs(self) -> list[Any]:
         """The components that `updates` updates."""
-        return [self._failure, self.found, self._box, self._about, *self.remedies, self.slower, self._report_box]
+        return [
+            self._failure,
+            self._due,
+            self.found,
+            self._box,
+            self._about,
+            *self.remedies,
+            self.slower,
+            self._report_box,
+        ]
 
     def updates(self, seen: Seen | None) -> dict[Any, Any]:
         """Updates that show the box for this run, at first without what takes a while to find out."""
@@ -86,6 +100,7 @@ class FailureBox:
         diverged = bool(seen and reason is Reason.DIVERGED and seen.run.checkpoints())
         return hidden | {
             self._failure: Failure(seen.run.name, seen.state.changed, reason) if seen and failed else Failure(),
+            self._due: gr.Timer(active=reason in (Reason.MEMORY, *_WITH_REPORT)),
             self.found: [],
             self._box: gr.update(visible=reason is Reason.MEMORY or diverged),
             self._about: quiet_html(_SEARCHING) if reason is Reason.MEMORY else "",

@@ -54,6 +54,11 @@ class Seen:
         return self.state.status is Status.FAILED or (self.state.status is Status.STOPPED and bool(self.state.reason))
 
     @property
+    def waits(self) -> bool:
+        """Whether the run is active but cannot go on for now: it says so itself, or has no room even for that."""
+        return self.state.status.active and (bool(self.state.cause) or self.disk_full)
+
+    @property
     def key(self) -> str:
         """Changes when what can be done with the run may have changed."""
         asked = f"{self.stopping:d}{self.saving:d}{self.cancelling:d}{self.little_room:d}{self.disk_full:d}"

@@ -8,7 +8,7 @@ from html import escape
 
 from training.history import History
 from training.model_facts import size_text
-from training.run_state import State, Status
+from training.run_state import Status
 from training.runs import EventReader, Run
 from ui.lookout import Overview, Seen
 from ui.messages import facts_html, note_html, quiet_html
@@ -76,7 +76,7 @@ def status_html(seen: Seen, history: History) -> str:
     elif state.status is Status.PREPARING and history.downloaded:
         done, total = (size_text(size) for size in history.downloaded)
         parts.append(f'<p class="graft-quiet">The base model is downloaded: {done} of {total}</p>')
-    if facts := _facts(state, history):
+    if facts := _facts(seen, history):
         parts.append(facts_html(facts))
     parts += [note_html(note.text, note.level) for note in history.notes if note.text != state.cause]
     return "".join(parts)
@@ -87,7 +87,7 @@ def _label(seen: Seen) -> str:
     status = seen.state.status
     if seen.place:
         return f"Waits in the queue, place {seen.place} of {seen.waiting}"
-    if status.active and (seen.state.cause or seen.disk_full):
+    if seen.waits:
         return "Waiting"
     if status is Status.STOPPED and seen.failed:
         return "Paused"
@@ -116,7 +116,7 @@ def _said(seen: Seen) -> str:
     return ""
 
 
-def _facts(state: State, history: History) -> list[tuple[str, str]]:
+def _facts(seen: Seen, history: History) -> list[tuple[str, str]]:
     """Names and values of the numbers under the progress bar."""
     if not history.steps:
         return []
@@ -130,7 +130,8 @@ def _facts(state: State, history: History) -> list[tuple[str, str]]:
         evaluation = history.evaluations[-1]
         facts.append((f"eval. at {evaluation.step:,}", f"{evaluation.loss:.3f}"))
     facts.append(("tokens/s", f"{history.tokens_per_second:,.0f}"))
-    if state.status is Status.TRAINING and history.seconds_left is not None:
+    goes_on = seen.state.status is Status.TRAINING and not seen.waits
+    if goes_on and history.seconds_left is not None:
         facts.append(("time left", duration(history.seconds_left)))
     else:
         facts.append(("time trained", duration(sum(step.seconds for step in history.steps))))

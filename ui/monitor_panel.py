@@ -181,11 +181,6 @@ class MonitorPanel:
         ended = seen.state.status.ended
         return _chart(seen.run, history, ended=ended), checkpoints_html(seen.run, history, not ended)
 
-    def shown_run_name(self, choice: str) -> str:
-        """The name of the run that a page with this choice shows; empty when there is none."""
-        seen = self.lookout.overview().find(choice)
-        return seen.run.name if seen else ""
-
 
 def _now(overview: Overview, seen: Seen | None, method: str) -> Shown:
     """What a page shows after this look."""

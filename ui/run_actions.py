@@ -11,7 +11,7 @@ import gradio as gr
 from training.errors import UserError
 from training.paths import Folders
 from training.run_state import Reason, Status
-from training.run_store import delete_run, extended
+from training.run_store import extended
 from training.runs import Run, find_run
 from training.supervisor import Supervisor
 from ui.events import QUIET
@@ -59,7 +59,7 @@ class RunActions:
             (self.take_out, "Not taken out", lambda run: queue.remove(run.name)),
             (self.go_on, "Not continued", lambda run: self._supervisor.go_on(run)),
             (self._ask_cancel.yes, "Not cancelled", lambda run: run.request_cancel()),
-            (self._ask_delete.yes, "Not deleted", delete_run),
+            (self._ask_delete.yes, "Not deleted", self._supervisor.delete),
         ):
             look_after(button.click(self._doing(action, title), name, None, concurrency_limit=None, **QUIET))
         go = self._extend.click(self._go_on_longer, [name, self._amount, self._unit], None, **QUIET)
