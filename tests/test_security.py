@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,17 @@ def test_a_made_up_cookie_is_none(locked: Any, anonymous: httpx.Client, cookie: 
         assert anonymous.get("config", headers={b"cookie": value}).status_code == 401
 
 
+def in_a_loop_of_its_own(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """An asynchronous test as one that runs in a thread: the browser of other tests keeps a loop in the main one."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **named: Any) -> None:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: asyncio.run(test(*arguments, **named))).result()
+
+    return run
+
+
 class Door:
     """A gate of its own around an app that says yes, for what would lock the others out."""
 
@@ -154,18 +168,18 @@ class Door:
         return (await self.client.post("/login", data={"password": given})).status_code
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     "wrong",
     ["", " ", PASSWORD[:-1], PASSWORD + " ", PASSWORD.upper(), "\0", "\ud800".encode("utf-8", "replace").decode()],
 )
+@in_a_loop_of_its_own
 async def test_a_wrong_password_opens_nothing(wrong: str) -> None:
     door = Door()
     assert await door.try_password(wrong) == 401
     assert (await door.client.get("/config")).status_code == 401
 
 
-@pytest.mark.anyio
+@in_a_loop_of_its_own
 async def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("ui.access.time.monotonic", lambda: now)
@@ -176,23 +190,18 @@ async def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await door.try_password(PASSWORD) == 303
 
 
-@pytest.mark.anyio
+@in_a_loop_of_its_own
 async def test_a_login_that_never_ends_is_cut() -> None:
     door = Door()
     answer = await door.client.post("/login", content=b"password=" + b"x" * 10_000)
     assert answer.status_code == 413
 
 
-@pytest.mark.anyio
+@in_a_loop_of_its_own
 async def test_gradio_asks_for_its_start_once() -> None:
     door = Door()
     answers = [(await door.client.get("/gradio_api/startup-events")).status_code for _ in range(3)]
     assert answers == [200, 401, 401]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.mark.parametrize(
