@@ -159,6 +159,23 @@ def test_memory_is_given_back_to_a_training_of_another_program(ready: Folders) -
     stop(other, run)
 
 
+def test_launch_that_fails_is_tried_again(ready: Folders) -> None:
+    keeper = Supervisor(ready)
+    troubles = [OSError("No space left on device")]
+
+    def trouble() -> None:
+        if troubles:
+            raise troubles.pop()
+
+    keeper.before_training(trouble)
+    with pytest.raises(OSError, match="No space"):
+        keeper.submit(make_settings())
+    run = Run(ready.loras / "test")
+    assert run.state().status is Status.QUEUED
+    keeper.look()
+    until(lambda: run.state().status is Status.TRAINING)
+
+
 def test_run_in_line_whose_settings_are_gone_does_not_hold_the_others_up(ready: Folders) -> None:
     keeper = Supervisor(ready)
     first, second, third = (keeper.submit(make_settings(name=name)) for name in ("first", "second", "third"))

@@ -176,10 +176,14 @@ class Supervisor:
         watch = Watch(run)
         if not watch.take():  # its last watcher is about to let go
             return
-        self._give_memory_back()
-        thread = self._thread(run, watch, None)
-        thread.launch(place)
-        thread.start()
+        try:
+            self._give_memory_back()
+            thread = self._thread(run, watch, None)
+            thread.launch(place)
+            thread.start()
+        except BaseException:  # on a full disk, say: the next look tries again
+            watch.give_back()
+            raise
 
     def _give_memory_back(self) -> None:
         for action in self._before_training:
