@@ -13,7 +13,7 @@ from playwright.sync_api import Page, Route
 
 from training.events import CheckpointSaved, Evaluation, Started, Step
 from training.history import History
-from ui.chart import chart_value, empty_chart, live_chart, static_paths
+from ui.chart import Curves, LiveCurves, curves_update, live_chart, no_curves, static_paths
 
 if TYPE_CHECKING:  # at run time another package called `tests` could be found in its place
     from tests.conftest import Visit
@@ -34,9 +34,11 @@ class Feed:
     text: str | None = None
     running: bool = True
     history: History = field(default_factory=History)
+    curves: LiveCurves = field(default_factory=lambda: LiveCurves(""))
+    bodies: int = 0  # how often a whole body was sent
 
     def restart(self, run: str = "first run", steps: int = 30) -> None:
-        self.run, self.text, self.running, self.history = run, None, True, History()
+        self.run, self.text, self.running, self.history, self.curves = run, None, True, History(), LiveCurves(run)
         self.history.add(Started(from_step=0, total_steps=TOTAL, epochs=1))
         for _ in range(steps):
             self.grow()
@@ -52,12 +54,18 @@ class Feed:
         if step % 20 == 0:
             self.history.add(CheckpointSaved(step=step, loss=loss, evaluation_loss=None))
 
-    def value(self) -> dict[str, Any]:
+    def value(self) -> Curves:
         if self.text is not None:
-            return empty_chart(self.text)
+            return no_curves(self.text)
         if self.running and self.history.step < TOTAL:
             self.grow()
-        return chart_value(self.run, self.history)
+        return self.curves.update(self.history, range(TOTAL + 1))
+
+    def updates(self, shown: int) -> list[Any]:
+        """For both charts, and what a page shows then."""
+        curves = self.value()
+        self.bodies += curves.version != shown
+        return [*[curves_update(curves, shown)] * 2, curves.version]
 
 
 def _clicked(event: gr.EventData) -> str:
@@ -80,7 +88,10 @@ def served() -> Iterator[tuple[str, Feed]]:
         first.click(_clicked, None, clicked)
         hide.click(lambda: gr.HTML(visible=False), None, first)
         show.click(lambda: gr.HTML(visible=True), None, first)
-        gr.Timer(0.3).tick(lambda: [feed.value()] * 2, None, [first, second], show_progress="hidden")
+        shown = gr.State(0)
+        for chart in (first, second):
+            chart.stale(lambda: feed.updates(0), None, [first, second, shown], show_progress="hidden")
+        gr.Timer(0.3).tick(feed.updates, shown, [first, second, shown], show_progress="hidden")
     _, address, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     yield address, feed
     page.close()
@@ -146,6 +157,19 @@ def test_curves_grow_on_an_axis_that_shows_the_whole_run(chart: Visit) -> None:
     assert _ask(chart.page, "plot.data.map(curve => curve.name)") == [
         "Learning rate", "Training", "Smoothed", "Evaluation", "Checkpoints",
     ]  # fmt: skip
+
+
+def test_of_curves_that_grow_the_end_alone_is_sent_and_a_run_that_goes_back_is_drawn_right(
+    chart: Visit, feed: Feed
+) -> None:
+    before = feed.bodies
+    _wait_for_updates(chart.page, 4)
+    assert feed.bodies == before
+    feed.history.add(Started(from_step=20, total_steps=TOTAL, epochs=1))
+    chart.page.wait_for_function(f"() => ({PLOT})().data[1].x.length < 30", timeout=WAIT)
+    _wait_for_updates(chart.page, 3)
+    steps = _ask(chart.page, "plot.data[1].x")
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_zoom_and_hidden_curves_survive_updates_until_another_run_is_shown(chart: Visit, feed: Feed) -> None:
@@ -219,10 +243,12 @@ def test_a_chart_in_a_tab_behind_is_drawn_when_it_is_shown(chart: Visit) -> None
 
 
 def test_a_chart_that_was_taken_away_comes_back_alive(chart: Visit) -> None:
+    before = _points(chart.page)
     chart.page.get_by_role("button", name="Take away").click()
     chart.page.wait_for_selector("#first .plot", state="detached", timeout=WAIT)
     chart.page.get_by_role("button", name="Bring back").click()
     _wait_for_curves(chart.page)
+    assert _points(chart.page) >= before
     _wait_for_updates(chart.page, 2)
     loaded = [url for url in chart.requests if "plotly.min.js" in url]
     assert len(loaded) == 1

@@ -28,6 +28,7 @@ from training.checkpoints import (
     load_checkpoint,
     newest_whole_checkpoint,
     save_checkpoint,
+    take_snapshot,
 )
 from training.errors import UserError
 from training.events import Note
@@ -59,7 +60,7 @@ def resumable(lora: PeftModel, **changes: Any) -> Resumable:
 
 
 def save(run: Run, lora: PeftModel, state: Resumable, progress: Progress) -> Checkpoint:
-    return save_checkpoint(run, lora, state.state(), progress)
+    return save_checkpoint(run, lora, take_snapshot(run, lora, state.state(), progress))
 
 
 def take_steps(lora: PeftModel, state: Resumable, count: int = 2) -> None:
@@ -172,6 +173,17 @@ def test_too_little_room_is_waited_out_before_writing(run: Run, lora: PeftModel,
     assert save(run, lora, resumable(lora), Progress(step=2)).step == 2
     assert_it_waited(full_disk, "8")
     assert why_damaged(run.checkpoints()[0].folder) == ""
+
+
+def test_who_asks_is_told_that_the_writing_is_held_up(run: Run, lora: PeftModel, full_disk: FullDisk) -> None:
+    said_before: list[str] = []
+    snapshot = take_snapshot(run, lora, resumable(lora).state(), Progress(step=2))
+    save_checkpoint(run, lora, snapshot, lambda: said_before.append(run.stored_state().cause))
+    assert full_disk.waited == 3 and len(said_before) == 3
+    assert said_before[0] == ""  # a disk that is quite full does not even let the state say it
+    said_before.clear()
+    save_checkpoint(run, lora, take_snapshot(run, lora, resumable(lora).state(), Progress(step=3)), said_before.clear)
+    assert said_before == []
 
 
 def test_result_waits_for_room_too(run: Run, lora: PeftModel, full_disk: FullDisk) -> None:

@@ -23,7 +23,7 @@ from training.errors import UserError
 from training.estimate import Estimate, estimate
 from training.hardware import Hardware, this_hardware
 from training.memory_model import optimizer_bytes, step_bytes
-from training.memory_trace import Micro, step_peak
+from training.memory_trace import Micro, loss_on, step_peak
 from training.methods import attach, parameter_counts
 from training.model import load_base
 from training.optimization import make_optimizer
@@ -165,8 +165,10 @@ def test_standing_in_for_layers_changes_nothing(family: str, changes: dict[str, 
     layers = module._layers(base)
     assert len(layers) == 8
     device = Device(is_gpu=False, compute=torch.float32)
-    whole = step_peak(model, [], micro, device)
-    assert step_peak(model, layers, micro, device) == pytest.approx(whole, rel=0.005)
+    loss = loss_on(model, device)
+    assert not loss.why_padded
+    whole = step_peak(model, loss, [], micro, device)
+    assert step_peak(model, loss, layers, micro, device) == pytest.approx(whole, rel=0.005)
 
 
 @pytest.mark.parametrize("is_gpu", [True, False])

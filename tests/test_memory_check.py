@@ -32,7 +32,7 @@ from training.schedule import Schedule
 from training.settings import Settings
 
 TIMEOUT = 120.0  # seconds
-VOCABULARY = 24_000
+WIDTH = 6_000
 LENGTHS = [30, 10, 50, 20, 40, 60, 70, 80]
 CPU_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
@@ -186,13 +186,13 @@ def test_time_of_the_whole_training(evaluate_every: int, save_every: int, evalua
 # A real limit
 
 
-def add_large_vocabulary(folders: Folders) -> None:
-    """A base model of which next to nothing is large but the logits."""
+def add_wide_model(folders: Folders) -> None:
+    """A base model of which next to nothing is large but what its wide layers keep for the backward pass."""
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=300,
         hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
+        intermediate_size=WIDTH,
+        num_hidden_layers=4,
         num_attention_heads=1,
         num_key_value_heads=1,
         tie_word_embeddings=True,
@@ -223,16 +223,16 @@ sys.exit(memory_check.main())
 def test_largest_micro_batch_under_a_real_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_check, "_LONG_ENOUGH", 0.0)
     folders = make_folders(tmp_path)
-    add_large_vocabulary(folders)
+    add_wide_model(folders)
     add_dataset(folders, [{"question": "Q" * 60, "answer": "a" * 120} for _ in range(10)])
-    settings = make_settings(batch_size=8, micro_batch_size=2, held_out_share=0, gradient_checkpointing=False)
+    settings = make_settings(batch_size=8, micro_batch_size=2, held_out_share=0, precision="32-bit")
     request = Request(settings=settings, folders=folders)
     free = Report()
     measure(tmp_path, request, free, lambda: None)
     peaks = {tried.micro_batch_size: tried.peak or 0 for tried in free.tried}
     assert list(peaks) == [1, 2, 4, 8] and free.too_large is None
     example = (peaks[8] - peaks[4]) / 4
-    assert example > 200 * VOCABULARY * 4, "less than the logits alone"
+    assert example > 200 * 4 * 3 * WIDTH * 4, "less than gate, up and their product in each layer"
 
     folder = tmp_path / "check"
     folder.mkdir()

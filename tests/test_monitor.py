@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from training.events import CheckpointSaved, Evaluation, Note, Started, Step
-from training.history import History
+from training.history import MOST_NOTES, History
 from training.run_state import Reason, State, Status
 from training.runs import Run
 from ui.lookout import Overview, Seen
@@ -104,27 +104,55 @@ def test_the_queue_is_listed_in_its_order() -> None:
     assert "<li>b</li><li>a</li>" in queue_html(Overview(waiting=("b", "a")))
 
 
-def test_checkpoints_on_disk_are_listed_newest_first(run: Run) -> None:
+def test_checkpoints_on_disk_are_listed_newest_first() -> None:
     history = History()
     for step in (10, 20, 30, 30):  # the last was saved once more, because that was asked for
         history.add(CheckpointSaved(step=step, loss=1.0, evaluation_loss=None))
-    for step in (20, 30):  # the first was deleted to keep the last two
-        (run.folder / f"checkpoint-{step}").mkdir()
-    html = checkpoints_html(run, history)
+    html = checkpoints_html({20, 30}, history)  # the first was deleted to keep the last two
     assert html.index("checkpoint-30") < html.index("checkpoint-20")
-    assert "checkpoint-10" not in html and html.count("checkpoint-30") == 1
+    assert "checkpoint-10" not in html and html.count("checkpoint-30") == 1 and "older ones" not in html
 
 
-def test_histories_read_each_event_once_and_notice_a_new_run_of_the_same_name(run: Run) -> None:
+def test_of_very_many_checkpoints_the_oldest_are_counted() -> None:
+    history = History()
+    for step in range(1, 1201):
+        history.add(CheckpointSaved(step=step, loss=1.0, evaluation_loss=None))
+    html = checkpoints_html(range(1, 1201), history)
+    assert html.count("<code>") == 1000 and "and 200 older ones" in html
+
+
+def test_of_very_many_notes_the_last_are_shown(run: Run, history: History) -> None:
+    for number in range(MOST_NOTES - 1):
+        history.add(Note(text=f"note {number}."))
+    assert "events.jsonl" not in _html(run, history, Status.DONE)
+    for number in range(MOST_NOTES, MOST_NOTES + 5):
+        history.add(Note(text=f"note {number}."))
+    html = _html(run, history, Status.DONE)
+    assert "What was noted before is in the run&#x27;s events.jsonl." in html
+    assert "note 104." in html and "note 1." not in html
+
+
+def test_events_that_are_not_read_yet_are_said(run: Run, history: History) -> None:
+    seen = Seen(run, State(status=Status.TRAINING), events_size=10_000_000)
+    assert "Reading what this run has reported: 60 %." in status_html(seen, history, 4_000_000)
+    assert "Reading" not in status_html(seen, history, 100)
+
+
+def test_histories_take_in_each_event_once_and_notice_a_new_run_of_the_same_name(run: Run) -> None:
     histories = Histories()
+
+    def steps() -> list[int]:
+        histories.look(run, run.events_file.stat().st_size)
+        return histories.draw(run, lambda history, _: [event.step for event in history.steps])
+
     run.append(_step(1))
-    assert histories.read(run).step == 1
+    assert steps() == [1]
     run.append(_step(2))
-    assert [e.step for e in histories.read(run).steps] == [1, 2]
+    assert steps() == [1, 2]
     run.folder.rename(run.folder.with_name("old"))
     run.folder.mkdir()
     run.append(_step(1))
-    assert [e.step for e in histories.read(run).steps] == [1]
+    assert steps() == [1]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59, "59s"), (61, "1m 01s"), (3661, "1h 01m")])

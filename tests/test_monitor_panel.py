@@ -14,7 +14,7 @@ from tests.pages import fire
 from tests.tiny import make_folders, make_settings
 from training import supervisor as supervisors
 from training.errors import UserError
-from training.events import Note
+from training.events import CheckpointSaved, Note, Step
 from training.remedies import Remedy
 from training.run_state import Reason, Status
 from training.run_store import create_run
@@ -102,13 +102,54 @@ def test_unchanged_run_sends_nothing_and_a_new_event_only_what_it_changes(opened
     assert not {panel.log, panel.receipt, panel.actions.stop} & set(updates)
 
 
+def step(number: int) -> Step:
+    return Step(step=number, epoch=1, loss=2.0, learning_rate=1e-4, grad_norm=1, tokens=9, seconds=0.1, memory=2**30)
+
+
+def test_a_step_sends_what_it_changes_and_nothing_else(opened: Opened) -> None:
+    panel, run = opened.panel, opened.add("first", Status.TRAINING)
+    for number in range(1, 51):
+        run.append(step(number))
+    updates, shown = opened.tick()
+    assert len(updates[panel.chart]["body"]["training"]["step"]) == 50
+    run.append(step(51))
+    updates = panel.tick(LATEST, shown, "LoRA")
+    assert set(updates) == {panel.status, panel.chart, panel._shown}
+    assert "body" not in updates[panel.chart] and updates[panel.chart]["end"]["training"]["step"] == [51]
+    shown = updates[panel._shown]
+    assert panel.tick(LATEST, shown, "LoRA") == gr.skip()
+    run.append(CheckpointSaved(step=51, loss=2.0, evaluation_loss=None))
+    give_checkpoint(run, 51)
+    updates = panel.tick(LATEST, shown, "LoRA")
+    assert "checkpoint-51" in updates[panel.checkpoints]
+    assert updates[panel.chart]["end"]["checkpoints"]["step"] == [51]
+
+
+def test_a_tick_leaves_what_stands_around_to_a_refresh(opened: Opened) -> None:
+    panel, run = opened.panel, opened.add("first", Status.TRAINING)
+    _, shown = opened.tick()
+    run.set_state(Status.DONE)
+    updates = panel.tick(LATEST, shown, "LoRA")
+    assert updates[panel._due].active and opened.start not in updates
+    assert set(updates) <= {*panel._moving, panel._due}
+    shown = updates[panel._shown]
+    assert panel._due in panel.tick(LATEST, shown, "LoRA"), "again, should the answer be lost"
+    updates = fire(opened.page, panel._due, "tick", LATEST, shown, "LoRA")
+    assert updates[opened.start] == "Start LoRA Training" and panel.actions.delete in updates
+    assert updates[panel._due].active is False
+    assert panel.tick(LATEST, updates[panel._shown], "LoRA") == gr.skip()
+
+
 def test_all_pages_share_what_is_drawn(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookout, "_FRESH", 3600.0)
     opened.add("first", Status.TRAINING)
     opened.panel.lookout.forget()
+    panel = opened.panel
     pages = [opened.tick()[0] for _ in range(3)]
-    for part in (opened.panel.chart, opened.panel.status, opened.panel.checkpoints):
+    for part in (panel.status, panel.checkpoints):
         assert pages[0][part] is pages[1][part] is pages[2][part]
+    for part in ("body", "end"):
+        assert pages[0][panel.chart][part] is pages[1][panel.chart][part] is pages[2][panel.chart][part]
 
 
 def test_start_adds_to_the_queue_while_something_trains_and_is_never_disabled(opened: Opened) -> None:

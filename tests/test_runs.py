@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,6 +215,120 @@ def test_infinite_gradient_can_be_read_back(run: Run) -> None:
     event = step(1).model_copy(update={"grad_norm": float("inf")})
     run.append(event)
     assert EventReader(run).read_new() == [event]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock of the runs; its only value may be changed."""
+    now = [1000.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_steps_reach_the_file_together(run: Run, clock: list[float]) -> None:
+    reader = EventReader(run)
+    with run.in_batches():
+        run.append(EVENTS[0])
+        assert reader.read_new() == EVENTS[:1]
+        for number in (1, 2, 3):
+            run.append(step(number))
+        assert reader.read_new() == []
+        clock[0] += 0.3
+        run.append(step(4))
+        assert numbers(reader) == [1, 2, 3, 4]
+        run.append(step(5))
+        assert numbers(reader) == []
+        run.append_waiting()
+        assert numbers(reader) == [5]
+        run.append(step(6))
+    assert numbers(reader) == [6]
+    run.append(step(7))  # nothing waits outside
+    assert numbers(reader) == [7]
+
+
+def numbers(reader: EventReader) -> list[int]:
+    return [event.step for event in reader.read_new() if isinstance(event, Step)]
+
+
+@pytest.mark.parametrize("event", [event for event in EVENTS if not isinstance(event, Step)])
+def test_other_events_are_there_at_once_and_in_order(run: Run, clock: list[float], event: Event) -> None:
+    reader = EventReader(run)
+    with run.in_batches():
+        run.append(EVENTS[0])
+        run.append(EVENTS[1])
+        run.append(event)
+        assert reader.read_new() == [EVENTS[0], EVENTS[1], event]
+
+
+def test_error_loses_no_step(run: Run, clock: list[float]) -> None:
+    def break_off() -> None:
+        with run.in_batches():
+            run.append(EVENTS[0])
+            run.append(EVENTS[1])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_off()
+    assert EventReader(run).read_new() == EVENTS[:2]
+
+
+def test_events_of_many_threads_stay_whole(run: Run) -> None:
+    def tell(thread: int) -> None:
+        for number in range(100):
+            run.append(Note(text=f"{thread} {number}" * 100) if number % 7 == 0 else step(1000 * thread + number))
+
+    threads = [threading.Thread(target=tell, args=(number,)) for number in range(4)]
+    with run.in_batches():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    told = EventReader(run).read_new()
+    assert len(told) == 400
+    for number in range(4):
+        own = [e.step for e in told if isinstance(e, Step) and e.step // 1000 == number]
+        assert own == sorted(own)
+
+
+def test_batch_that_a_full_disk_cuts_off_is_written_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_POLL", 0)
+    worker = Run(run.folder, waits_for_room=True)
+    worker.append(EVENTS[0])
+    opened = Path.open
+    refusals = [2]
+
+    class Full:
+        """Takes a part of what is written and then no more."""
+
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def write(self, data: memoryview) -> int:
+            if not refusals[0]:
+                return int(self._file.write(data))
+            if len(data) <= 200:
+                refusals[0] -= 1
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(self._file.write(data[: len(data) - 200]))
+
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+    monkeypatch.setattr(Path, "open", lambda path, *rest, **options: Full(opened(path, *rest, **options)))
+    steps: list[Event] = [step(number) for number in range(1, 6)]
+    with worker.in_batches():
+        for event in steps:
+            worker.append(event)
+    monkeypatch.undo()
+    assert refusals == [0]
+    assert run.events_file.read_bytes().count(b"\n") == 6
+    assert EventReader(run).read_new() == [EVENTS[0], *steps]
 
 
 # Lists

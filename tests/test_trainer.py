@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from tests.tiny import CHATML, add_base, add_dataset, make_folders, make_settings, make_tokenizer
 from training import model as models
+from training.background import Background
 from training.data import PreparedData, prepare
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
@@ -92,6 +93,11 @@ def react(monkeypatch: pytest.MonkeyPatch, reaction: Callable[[Run, Event], None
         reaction(run, event)
 
     monkeypatch.setattr(Run, "append", append_and_react)
+
+
+def write_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the training wait for each checkpoint, so that what follows is known."""
+    monkeypatch.setattr(Background, "begin", lambda _, work: work())
 
 
 # The loss and its gradient
@@ -262,6 +268,7 @@ def test_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoint(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     b = bench(folders, batch_size=2, epochs=10)
+    write_at_once(monkeypatch)
     react(monkeypatch, lambda _, event: poison(b.lora) if isinstance(event, CheckpointSaved) else None)
     with pytest.raises(UserError, match="The loss became nan at step 3"):
         b.trainer.train()
@@ -277,6 +284,7 @@ def test_gradient_that_is_no_number_ends_the_run_before_it_harms(
         parameter.register_hook(lambda gradient: gradient * torch.inf)
 
     one = next(p for p in b.lora.parameters() if p.requires_grad)
+    write_at_once(monkeypatch)
     react(monkeypatch, lambda _, event: spoil(one) if isinstance(event, CheckpointSaved) else None)
     with pytest.raises(UserError, match=r"The gradient became (nan|inf) at step 3"):
         b.trainer.train()

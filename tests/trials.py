@@ -33,6 +33,7 @@ from training.run_state import Status
 from training.run_store import create_run
 from training.runs import EventReader, Run
 from training.settings import Settings
+from training.trainer import Trainer
 
 IDS = list(range(40, 52))  # a text to compare logits of
 ANSWERS = ["the ant", "the hen!", "an eel", "Yes"]
@@ -85,6 +86,7 @@ class Trial:
     settings: Settings
     base_folder: Path
     model: TrainableModel
+    trainer: Trainer = field(repr=False)
     at_start: dict[str, torch.Tensor]  # of what is trained
     base_modules: list[tuple[str, nn.Module]] = field(repr=False)
     base_before: dict[str, torch.Tensor] = field(repr=False)
@@ -94,7 +96,8 @@ class Trial:
         return [event.loss for event in EventReader(self.run).read_new() if isinstance(event, Step)]
 
     def logits(self) -> torch.Tensor:
-        """Of the trained model in memory, computed in the types it is held in, as anyone's is."""
+        """Of the trained model in memory, computed by its own layers in the types it is held in, as anyone's is."""
+        self.trainer._loss.undo()
         for module in self.model.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 module.to(module.original_module.weight.dtype)  # as PEFT loads them
@@ -148,7 +151,8 @@ def train(folders: Folders, settings: Settings, run: Run | None = None) -> Trial
     def training(run: Run, settings: Settings, model: TrainableModel, *rest: Any) -> Any:
         found["at_start"] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         found["model"] = model
-        return trainer(run, settings, model, *rest)
+        found["trainer"] = trainer(run, settings, model, *rest)
+        return found["trainer"]
 
     run = run or create_run(folders, settings)
     run.set_state(Status.TRAINING)
@@ -159,7 +163,16 @@ def train(folders: Folders, settings: Settings, run: Run | None = None) -> Trial
         assert pipeline.train_run(run, folders)
     run.set_state(Status.DONE)
     source = folders.models / run.settings().base_model
-    return Trial(run, settings, source, found["model"], found["at_start"], found["modules"], found["before"])
+    return Trial(
+        run,
+        settings,
+        source,
+        found["model"],
+        found["trainer"],
+        found["at_start"],
+        found["modules"],
+        found["before"],
+    )
 
 
 class PlainProcess:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,6 +26,7 @@ from training.post_mortem import is_out_of_memory
 from training.progress import Progress
 from training.room import write_when_it_fits
 from training.runs import CHECKPOINT_PREFIX, Checkpoint, Run, is_adapter, is_whole_model
+from training.snapshots import Snapshot, copy_of, may_be_copied
 
 _STATE_FILE, _PROGRESS_FILE = "trainer_state.pt", "progress.json"
 NOT_OF_THE_RESULT = (_STATE_FILE, _PROGRESS_FILE, MANIFEST)
@@ -114,20 +115,37 @@ def _take_random_state(states: list[dict[str, Any]]) -> None:
         processes.own_random_numbers(torch.initial_seed())
 
 
-def save_checkpoint(run: Run, model: TrainableModel, state: dict[str, Any], progress: Progress) -> Checkpoint:
-    """Write checkpoint-<step> with a `Resumable.state()`; while the disk is full it waits for room."""
+def take_snapshot(run: Run, model: TrainableModel, state: dict[str, Any], progress: Progress) -> Snapshot:
+    """What the checkpoint of this step is made of: copies, where that is possible and main memory has room for them.
+
+    A whole model would take its memory twice. To tell an adapter as a change to the base, PEFT puts another one into
+    the model; virtual tokens it computes anew. Neither can be done while the model is trained.
+    """
+    if not isinstance(model, PeftModel) or initial_adapter(run).is_dir() or model.active_peft_config.is_prompt_learning:
+        return Snapshot(state, progress)
+    return copy_of(model, state, progress) if may_be_copied(model, state) else Snapshot(state, progress)
+
+
+def save_checkpoint(
+    run: Run, model: TrainableModel, snapshot: Snapshot, held_up: Callable[[], object] = lambda: None
+) -> Checkpoint:
+    """Write checkpoint-<step>; while the disk is full it waits for room, which `held_up` is told of.
+
+    It speaks with no other process, and of a snapshot that is a copy may be written in another thread.
+    """
+    progress = snapshot.progress
     folder = run.folder / f"{CHECKPOINT_PREFIX}{progress.step}"
 
     def write() -> None:
         with whole_folder(folder) as partial:
-            save_model(run, model, partial)
+            save_model(run, model, partial, snapshot.weights)
             # Into a file of Python's: of a full disk torch's own would only say that a position is unexpected.
             with (partial / _STATE_FILE).open("wb") as file:
-                torch.save(state, file)
+                torch.save(snapshot.state, file)
             (partial / _PROGRESS_FILE).write_text(progress.to_json(), encoding="utf-8")
             write_manifest(partial)
 
-    write_when_it_fits(run, _room_for_checkpoint(run, model), write)
+    write_when_it_fits(run, _room_for_checkpoint(run, model), write, held_up)
     return Checkpoint(progress.step, folder)
 
 
@@ -238,20 +256,21 @@ def save_initial_adapter(run: Run, model: PeftModel) -> None:
     config.init_lora_weights = begins_with
 
 
-def save_model(run: Run, model: TrainableModel, folder: Path) -> None:
-    """Write what is trained into `folder`, as anyone loads it; the random numbers go on as if nothing had been done."""
-    if isinstance(model, PeftModel):
-        initial = initial_adapter(run)
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        # "auto" would ask the Hub whether the vocabulary has grown; where it has, the embeddings are trained fully.
-        with torch.random.fork_rng(devices):  # the conversion draws numbers, and saving must not change what follows
-            model.save_pretrained(
-                str(folder),
-                save_embedding_layers=False,
-                path_initial_model_for_weight_conversion=str(initial) if initial.is_dir() else None,
-            )
+def save_model(run: Run, model: TrainableModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write what is trained into `folder`, as anyone loads it; the random numbers go on as if nothing had been done.
+
+    With the weights of a snapshot, those of the model are not looked at.
+    """
+    # "auto" would ask the Hub whether the vocabulary has grown; where it has, the embeddings are trained fully.
+    options: dict[str, Any] = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    if (initial := initial_adapter(run)).is_dir():
+        options["path_initial_model_for_weight_conversion"] = str(initial)
+    if weights is not None:  # no numbers are drawn; and those that the training draws meanwhile must not be taken back
+        model.save_pretrained(str(folder), state_dict=weights, **options)
     else:
-        model.save_pretrained(str(folder))
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):  # the conversion draws numbers, and saving must not change what follows
+            model.save_pretrained(str(folder), **options)
     if not (is_adapter(folder) or is_whole_model(folder)):
         raise RuntimeError("the library wrote no weights")
 

@@ -26,6 +26,7 @@ _MATRIX_PRODUCTS: set[Any] = {
 }
 # What autocast computes in 32 bits on a GPU, and leaves as it is on a processor.
 _LONG_ON_GPU = {F.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax, torch.pow, torch.Tensor.pow}
+_PRODUCTS_WITH_WEIGHT = {torch.Tensor.__matmul__, torch.Tensor.matmul, torch.Tensor.addmm_}
 _GROUPED_PRODUCTS: set[Any] = {F.grouped_mm, torch._grouped_mm}
 SHORT = (torch.bfloat16, torch.float16)
 
@@ -58,14 +59,19 @@ class DeviceRules(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.__bool__ and args[0].is_meta:
-            return False  # "is every token real?": micro-batches are padded, so an attention mask is made
+        if func in (torch.Tensor.__bool__, torch.Tensor.__contains__) and args[0].is_meta:
+            return False  # "is every token real?", "is all of it one text?": not so
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         if func in (F.linear, torch.addmm):
             weight = args[1] if func is F.linear else args[2]
             if bits := self.device.quantized.get(id(weight)):
                 return self._quantized(args[0] if func is F.linear else args[1], weight, bits, func is F.linear)
+        if func in _PRODUCTS_WITH_WEIGHT and id(args[-1]) in self.device.quantized:
+            unpacked = args[0].new_empty(args[-1].shape)  # for as long as the product takes
+            result = func(*args, **kwargs)
+            del unpacked
+            return result
         if func in _GROUPED_PRODUCTS:
             return _GroupedProduct.apply(args[0], args[1])
         if func is F.dropout and self.device.is_gpu:

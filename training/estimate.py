@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from training.device_rules import Device
 from training.hardware import Hardware, this_hardware
+from training.loss import ExampleLoss
 from training.memory_model import (
     BITS,
     base_bytes,
@@ -24,7 +25,7 @@ from training.memory_model import (
     step_bytes,
     trained_tensors,
 )
-from training.memory_trace import Micro, step_peak
+from training.memory_trace import Micro, loss_on, step_peak
 from training.methods import CHANGES_BASE, TrainableModel, attach, parameter_counts, patterns
 from training.model import load_tokenizer
 from training.model_facts import CONFIG, facts_of
@@ -110,7 +111,6 @@ def estimate(
     micro = Micro(
         examples=min(settings.micro_batch_size, examples or settings.micro_batch_size),
         tokens=tokens,
-        smoothing=settings.label_smoothing,
         accumulates=settings.batch_size > settings.micro_batch_size,
     )
     key = settings.model_dump_json(include=_settings_that_matter())
@@ -137,6 +137,7 @@ class _Plan:
     """A model with what is trained on it, on the meta device, and what is known of it whatever the micro-batch is."""
 
     model: TrainableModel
+    loss: ExampleLoss
     device: Device
     layers: list[nn.Module]
     model_type: str
@@ -186,9 +187,11 @@ def _plan(source: str, _changed: int, settings_json: str, hardware: Hardware, ea
     optimizer = optimizer_bytes(tensors, settings.optimizer)
     saved = saved_bytes(model, settings)
     kept = weights if settings.method == "LoRA" and settings.initialization in CHANGES_BASE else 0
+    device = Device(hardware.is_gpu, compute, {id(weight): bits for weight in packed})
     return _Plan(
         model=model,
-        device=Device(hardware.is_gpu, compute, {id(weight): bits for weight in packed}),
+        loss=loss_on(model, device, settings.label_smoothing),
+        device=device,
         layers=layers,
         model_type=base.config.model_type,
         trainable=trainable,
@@ -265,9 +268,9 @@ def _continued(base: PreTrainedModel, earlier: Path, settings: Settings) -> Trai
 def _activations(plan: _Plan, micro: Micro) -> int:
     """The most that a step holds beside weights and optimizer: gradients are among it."""
     if plan.model_type not in _TOKEN_BY_TOKEN or micro.tokens <= _SHORT_TEXTS[-1]:
-        return step_peak(plan.model, plan.layers, micro, plan.device)
+        return step_peak(plan.model, plan.loss, plan.layers, micro, plan.device)
     (first, low), (second, high) = (
-        (tokens, step_peak(plan.model, plan.layers, Micro(**{**vars(micro), "tokens": tokens}), plan.device))
+        (tokens, step_peak(plan.model, plan.loss, plan.layers, replace(micro, tokens=tokens), plan.device))
         for tokens in _SHORT_TEXTS
     )
     return low + math.ceil((high - low) * (micro.tokens - first) / (second - first))

@@ -14,26 +14,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.device_rules import SHORT, Device, DeviceRules
+from training.batches import PackedRow, PaddedRows
+from training.device_rules import Device, DeviceRules
+from training.loss import ExampleLoss
 from training.methods import TrainableModel
+from training.packed_attention import Packing
 
 
 @dataclass
 class Micro:
-    """The micro-batch of a step: examples, tokens of each, label smoothing, and whether gradients are there already."""
+    """The micro-batch of a step: examples, tokens of each, and whether gradients are there already."""
 
     examples: int
     tokens: int
-    smoothing: float = 0.0
     accumulates: bool = False
 
 
-def step_peak(model: TrainableModel, layers: Sequence[nn.Module], micro: Micro, device: Device) -> int:
+def loss_on(model: TrainableModel, device: Device, smoothing: float = 0.0) -> ExampleLoss:
+    """What a model without weights computes its loss with, as it would on that device."""
+    with DeviceRules(device):
+        return ExampleLoss(model, 0, device.compute, smoothing, "cuda" if device.is_gpu else "cpu")
+
+
+def step_peak(
+    model: TrainableModel, loss: ExampleLoss, layers: Sequence[nn.Module], micro: Micro, device: Device
+) -> int:
     """The most bytes that a forward and backward of this model on the meta device holds beside its weights.
 
     Gradients are among them. Of `layers` that are alike only the first two and the last are run; those between hold
@@ -50,7 +59,7 @@ def step_peak(model: TrainableModel, layers: Sequence[nn.Module], micro: Micro, 
             if micro.accumulates:
                 _give_gradients(model)
             with rules:
-                _forward_and_backward(model, micro, rules)
+                _forward_and_backward(loss, micro, rules)
         return live.peak
     finally:
         stand_ins.remove()
@@ -58,23 +67,18 @@ def step_peak(model: TrainableModel, layers: Sequence[nn.Module], micro: Micro, 
             parameter.grad = None
 
 
-def _forward_and_backward(model: nn.Module, micro: Micro, rules: DeviceRules) -> None:
-    """As training.trainer does it, with every token trained."""
-    shape = (micro.examples, micro.tokens)
-    ids, mask = (torch.ones(shape, dtype=torch.long, device="meta") for _ in range(2))
+def _forward_and_backward(loss: ExampleLoss, micro: Micro, rules: DeviceRules) -> None:
+    """As training.trainer does it, with every token trained and examples of equal length."""
+    places = torch.zeros(micro.examples * (micro.tokens - 1), dtype=torch.long, device="meta")
+    shape = (micro.examples, micro.tokens) if loss.why_padded else (1, micro.examples * micro.tokens)
+    ids, others = (torch.ones(shape, dtype=torch.long, device="meta") for _ in range(2))
     with rules.autocast():
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        if rules.device.compute in SHORT:
-            logits = logits.float()  # accelerate converts what a model gives
-    targets = ids[:, 1:]
-    logits = logits[:, -targets.shape[1] - 1 : -1]
-    # A mask would need values to know how many tokens it leaves; numbers of rows and columns are what it becomes.
-    row, column = (torch.zeros(targets.numel(), dtype=torch.long, device="meta") for _ in range(2))
-    loss = F.cross_entropy(
-        logits[row, column].float(), targets[row, column], reduction="sum", label_smoothing=micro.smoothing
-    )
-    del logits
-    loss.backward()
+        if loss.why_padded:
+            total = loss.of_rows(PaddedRows(ids, others, places, places))
+        else:
+            packing = Packing((micro.tokens,) * micro.examples)
+            total = loss.of_row(PackedRow(ids, others, places, places, packing))
+    total.backward()
 
 
 def _give_gradients(module: nn.Module) -> None:

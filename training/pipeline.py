@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from training import data, model, processes
 from training.adapters import earlier_adapter
 from training.base_models import cutoff_warning, is_hub_name, locate_base_model
-from training.batches import collate
+from training.batches import pad
 from training.checkpoints import newest_whole_checkpoint, save_initial_adapter
 from training.earlier import training_tokenizer
 from training.errors import Diverged
@@ -120,12 +120,14 @@ def _train(run: Run, ready: _Ready, trainable: TrainableModel) -> bool:
         run.append(
             Note(level="warning", text="The data has changed since this run began: it goes on with the new data.")
         )
-    receipt = make_receipt(settings, trainable, ready.tokenizer, prepared, trainer.schedule)
+    receipt = make_receipt(settings, trainer, ready.tokenizer, prepared)
     receipt.continued_from_step = checkpoint.step if checkpoint else None
     # Also where that part was killed before its first checkpoint.
     again = before is not None and before.further and before.continued_from_step == receipt.continued_from_step
     receipt.further = again or (before is not None and before.had_ended_early(settings))
     _write_receipt(run, receipt)
+    if trainer.why_padded:
+        run.append(Note(text=f"Micro-batches are padded, which takes longer, because {trainer.why_padded}."))
     if trainer.schedule.total_steps < _FEW_STEPS:
         run.append(Note(level="warning", text=_few_steps(trainer.schedule.total_steps)))
     run.set_state(Status.TRAINING)
@@ -257,8 +259,8 @@ def _initialize(run: Run, trainable: TrainableModel, ready: _Ready) -> None:
         parts = (
             examples[n : n + settings.micro_batch_size] for n in range(0, len(examples), settings.micro_batch_size)
         )
-        batches = (collate(part, ready.pad_token_id, model.device()) for part in parts)
-        inputs = ({name: batch[name] for name in ("input_ids", "attention_mask")} for batch in batches)
+        batches = (pad(part, ready.pad_token_id, model.device()) for part in parts)
+        inputs = ({"input_ids": batch.input_ids, "attention_mask": batch.attention_mask} for batch in batches)
         initialize(trainable, settings, ready.source, inputs)
     if settings.initialization in CHANGES_BASE and processes.is_first():
         save_initial_adapter(run, trainable)

@@ -127,7 +127,9 @@ class Records:
     """The records of a file written by `RecordWriter`; nothing is in memory but what is looked at."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+        # Of Arrow's own columns: by way of the Dataset a row takes ten times as long, which short steps would notice.
+        self._columns: dict[str, pa.ChunkedArray] = {name: dataset.data.column(name) for name in _SCHEMA.names}
+        self._count = len(dataset)
 
     @classmethod
     def open(cls, path: Path) -> Records:
@@ -135,35 +137,38 @@ class Records:
         return cls(Dataset.from_file(str(path)))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return self._count
 
     def __getitem__(self, number: int) -> Record:
-        row = self._dataset[number]
-        borders = row["trained"]
+        ids, length = self.value("input_ids", number), self.value("length", number)
         return Record(
-            file=row["file"],
-            row=row["row"],
-            text=row["text"],
-            input_ids=row["input_ids"],
-            trained=list(zip(borders[::2], borders[1::2], strict=True)),
-            kept=row["kept"],
-            reason=row["reason"],
-            character=row["character"],
-            whole_length=row["length"] if row["length"] != len(row["input_ids"]) else None,
-            held_out=row["held_out"],
+            file=self.value("file", number),
+            row=self.value("row", number),
+            text=self.value("text", number),
+            input_ids=ids,
+            trained=_spans(self.value("trained", number)),
+            kept=self.value("kept", number),
+            reason=self.value("reason", number),
+            character=self.value("character", number),
+            whole_length=length if length != len(ids) else None,
+            held_out=self.value("held_out", number),
         )
+
+    def value(self, name: str, number: int) -> Any:
+        """One value of a record, as a plain Python object."""
+        return self._columns[name][number].as_py()
 
     def column(self, name: str) -> np.ndarray[Any, Any]:
         """One value a record: file, row, length, kept, trained_tokens, held_out, digest."""
-        return np.asarray(self._dataset.data.column(name).to_numpy())
+        return np.asarray(self._columns[name].to_numpy())
 
     def texts(self) -> pa.ChunkedArray:
         """All texts, for a search."""
-        return self._dataset.data.column("text")
+        return self._columns["text"]
 
     def reasons(self) -> pa.ChunkedArray:
         """Why each was dropped or cut; empty where it is used whole."""
-        return self._dataset.data.column("reason")
+        return self._columns["reason"]
 
     def lengths(self) -> np.ndarray[Any, Any]:
         """Tokens of each record before any cutoff; 0 where it could not be read."""
@@ -194,16 +199,21 @@ class Examples(Sequence[Example]):
     def __getitem__(self, number: int | slice) -> Example | list[Example]:
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
-        record = self._records[int(self.numbers[number])]
-        ids = list(record.input_ids[: record.kept])
+        place, value = int(self.numbers[number]), self._records.value
+        ids = value("input_ids", place)[: self.lengths[number]]
         labels = [IGNORED] * len(ids)
-        for start, end in record.trained:
+        for start, end in _spans(value("trained", place)):
             labels[start:end] = ids[start:end]
-        return Example(ids, labels, _source(record))
+        return Example(ids, labels, _source(value("row", place), value("character", place)))
 
 
-def _source(record: Record) -> str:
+def _spans(borders: Sequence[int]) -> list[Span]:
+    """Begin and end of each, as they are written one after the other."""
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+def _source(row: int, character: int | None) -> str:
     """Where a record comes from, in words."""
-    if record.character is None:
-        return f"row {record.row}"
-    return f"document {record.row}, character {record.character:,}"
+    if character is None:
+        return f"row {row}"
+    return f"document {row}, character {character:,}"

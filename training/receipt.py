@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from training import processes
 from training.data import PreparedData
-from training.methods import TrainableModel, parameter_counts
+from training.methods import parameter_counts
 from training.model import compute_dtype
 from training.optimization import warmup_steps
 from training.paths import write_atomically
 from training.progress import EARLY, LOW_LOSS
 from training.room import write_when_it_fits
 from training.runs import Run
-from training.schedule import Schedule
 from training.settings import Settings
+from training.trainer import Trainer
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "gradio")
 _DECIDE_THE_END = {"epochs", "patience", "stop_at_loss"}
@@ -47,6 +47,7 @@ class Receipt(BaseModel):
     all_parameters: int
     compute_precision: str
     attention: str
+    padded_because: str = ""  # why examples were padded; nothing where they shared rows without padding
     base_model_hash: str | None  # the Hub's commit, for a downloaded model
     chat_template: str
     end_token: str
@@ -83,13 +84,10 @@ def write_receipt(run: Run, receipt: Receipt) -> None:
 
 
 def make_receipt(
-    settings: Settings,
-    model: TrainableModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: PreparedData,
-    schedule: Schedule,
+    settings: Settings, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData
 ) -> Receipt:
     """The receipt of a training that is about to start."""
+    model, schedule = trainer.model, trainer.schedule
     trainable, total = parameter_counts(model)
     config = model.config
     return Receipt(
@@ -108,6 +106,7 @@ def make_receipt(
         all_parameters=total,
         compute_precision=str(compute_dtype(settings.precision)).removeprefix("torch."),
         attention=str(config._attn_implementation),
+        padded_because=trainer.why_padded,
         base_model_hash=vars(config).get("_commit_hash"),
         chat_template=str(tokenizer.chat_template),
         end_token=str(tokenizer.eos_token),

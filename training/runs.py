@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 
 from training.disk import when_there_is_room
 from training.errors import UserError
-from training.events import Event, event_reader
+from training.events import Event, Step, event_reader
 from training.parsing import parse
 from training.paths import Folders, lies_in, quoted, write_atomically
 from training.run_state import Reason, State, Status
@@ -26,6 +29,7 @@ MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 _CHECKPOINT = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
+_BETWEEN_BATCHES = 0.25  # seconds: shorter than anybody sees, and the longest of which a kill loses the steps
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Run:
         self._stop_file = folder / "stop"
         self._save_file = folder / "save"
         self._cancel_file = folder / "cancel"
+        self._lock = threading.Lock()  # over the lines that are not in the file yet
+        self._lines: list[bytes] = []
+        self._batched = False
+        self._appended_at = 0.0
 
     def settings(self) -> Settings:
         """What was asked; raises UserError where the file is missing or damaged."""
@@ -108,16 +116,49 @@ class Run:
         self._write(lambda: write_atomically(self._state_file, state.model_dump_json(indent=2)))
 
     def append(self, event: Event) -> None:
-        """Add a line to the events; one write, so that lines never mix."""
-        self._write(lambda: self._append(event.model_dump_json().encode() + b"\n"))
+        """Add a line to the events, from any thread. It is in the file on return, but for steps `in_batches`."""
+        line = event.model_dump_json().encode() + b"\n"
+        with self._lock:
+            self._lines.append(line)
+            soon = self._batched and isinstance(event, Step)
+            if not soon or time.monotonic() - self._appended_at >= _BETWEEN_BATCHES:
+                self._append_lines()
 
-    def _append(self, line: bytes) -> None:
-        with self.events_file.open("ab+") as file:
-            if file.tell():
+    @contextmanager
+    def in_batches(self) -> Iterator[None]:
+        """Inside, short steps reach the file together; each other event takes those before it along, and so do the end
+        and an error."""
+        self._batched = True
+        try:
+            yield
+        finally:
+            self._batched = False
+            self.append_waiting()
+
+    def append_waiting(self) -> None:
+        """Have all events so far in the file."""
+        with self._lock:
+            self._append_lines()
+
+    def _append_lines(self) -> None:
+        if self._lines:
+            self._write(lambda: self._append(b"".join(self._lines)))
+            self._lines.clear()
+            self._appended_at = time.monotonic()
+
+    def _append(self, lines: bytes) -> None:
+        with self.events_file.open("ab+", buffering=0) as file:
+            if size := file.tell():
                 file.seek(-1, os.SEEK_END)
                 # A line that a crash tore stays by itself: what is added after it must be readable.
-                line = line if file.read(1) == b"\n" else b"\n" + line
-            file.write(line)
+                lines = lines if file.read(1) == b"\n" else b"\n" + lines
+            left = memoryview(lines)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(size)  # of a full disk: all of it is written again
+                raise
 
     def request_stop(self) -> None:
         """Ask the worker to save and end after the step it is at."""
@@ -192,24 +233,26 @@ def _at_once(action: Callable[[], object]) -> None:
 class EventReader:
     """Reads a run's events as they are appended, each once. A file that was replaced needs a new reader."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, offset: int = 0) -> None:
         self._path = run.events_file
-        self._offset = 0  # bytes
+        self.offset = offset  # bytes that were read
 
     def is_outdated(self) -> bool:
         """Whether the file is shorter than what was read of it, so that it must be another."""
-        return self._path.is_file() and self._path.stat().st_size < self._offset
+        return self._path.is_file() and self._path.stat().st_size < self.offset
 
-    def read_new(self) -> list[Event]:
-        """The events added since the last call. An unterminated last line waits for the next one."""
+    def read_new(self, most: int = -1) -> list[Event]:
+        """The events added since the last call, or those of the next `most` bytes. An unterminated last line waits."""
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
+                file.seek(self.offset)
+                data = file.read(most)
+                if len(data) == most:
+                    data += file.readline()  # the rest of the line that the limit cut
         except FileNotFoundError:
             return []
         complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
+        self.offset += len(complete)
         return [event for line in complete.splitlines() if (event := _parse_event(line))]
 
 

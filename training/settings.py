@@ -131,7 +131,7 @@ class Settings(BaseModel):
         "16-bit",
         "Load in",
         "4-bit takes about a quarter of the memory of 16-bit and learns nearly as well, a little slower. "
-        "Without a GPU, 16-bit is computed in 32-bit.",
+        "A processor computes 16-bit only if it has bfloat16, else 32-bit.",
         Group.MODEL,
     )
     quantization_type: QuantizationType = setting(

@@ -8,24 +8,33 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from transformers.integrations.neftune import neftune_post_forward_hook
 
 from training import model as models
 from training import processes
-from training.batches import collate
-from training.checkpoints import Resumable, best_checkpoint, delete_old_checkpoints, load_checkpoint, save_checkpoint
+from training.background import Background
+from training.batches import even_parts
+from training.checkpoints import (
+    Resumable,
+    best_checkpoint,
+    delete_old_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    take_snapshot,
+)
 from training.data import PreparedData
 from training.errors import Diverged
 from training.events import CheckpointSaved, Evaluation, Started, Step
+from training.loss import ExampleLoss
 from training.methods import TrainableModel, is_saved_otherwise
+from training.noise import add_noise
 from training.optimization import make_optimizer, make_scheduler
-from training.prepared import IGNORED, Example, Examples
+from training.prepared import Example, Examples
 from training.progress import STOPPED, Progress
 from training.runs import Checkpoint, Run
 from training.schedule import Schedule
 from training.settings import FOLLOW_EVALUATION, Settings
+from training.snapshots import Snapshot
 
 _MAX_SKIPPED_STEPS = 20  # the scaler halves its scale each time: after these it would be a millionth
 _MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -46,17 +55,19 @@ class Trainer:
         self._settings = settings
         self._train = data.train
         self._evaluation = data.evaluation
-        self._pad_token_id = pad_token_id
         self.progress = Progress()
         self.ended_by = ""  # what ended the training, once it has ended
         self._saved_at = time.monotonic()
+        self._background = Background()  # for what speaks with no other process and leaves model and optimizer alone
         self.schedule = Schedule(len(data.train), settings.batch_size, settings.epochs, settings.seed)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         processes.spread(self._parameters)
         # Before the accelerator: the TrainingArguments that name the optimizer's class reset accelerate's state.
         optimizer = make_optimizer(model, settings)
+        compute = models.compute_dtype(settings.precision)
+        self._loss = ExampleLoss(model, pad_token_id, compute, settings.label_smoothing)
         self._accelerator = Accelerator(
-            mixed_precision=_MIXED_PRECISION[models.compute_dtype(settings.precision)],
+            mixed_precision=_MIXED_PRECISION[compute],
             cpu=models.device().type == "cpu",
         )
         # As for evaluation only: with several processes it would else take the mean of their gradients, not the sum.
@@ -69,7 +80,12 @@ class Trainer:
         self._resumable = Resumable(
             optimizer, self._scheduler, self._accelerator.scaler, settings.learning_rate, weights
         )
-        _add_noise(model, settings.neftune_noise)
+        add_noise(model, settings.neftune_noise)
+
+    @property
+    def why_padded(self) -> str:
+        """Why micro-batches are padded, in words that follow "because"; empty where they are not."""
+        return self._loss.why_padded
 
     def train(self, resume_from: Checkpoint | None = None, *, further: bool = False) -> bool:
         """Train to the end, or until a stop is asked for, saving at either; returns whether the end was reached.
@@ -82,6 +98,10 @@ class Trainer:
             processes.own_random_numbers(self._settings.seed)
         if further:
             self.progress.go_further()
+        with self._run.in_batches(), self._background:
+            return self._train_to_the_end()
+
+    def _train_to_the_end(self) -> bool:
         total = self.schedule.total_steps
         self._run.append(Started(from_step=self.progress.step, total_steps=total, epochs=self._settings.epochs))
         self._saved_at = time.monotonic()
@@ -93,11 +113,13 @@ class Trainer:
         while not self._has_ended():
             if saving:
                 self._save()
+            self._background.keep_up()
             batch = self.schedule.batch(self.progress.step)
             self._run.append(self.step_on(batch, self._settings.micro_batch_size))
             self.progress.check_course()
             by_step = _is_due(self.progress.step, self._settings.save_every)
             if self._evaluation_is_due(by_step):
+                self._run.append_waiting()  # it may take long, and the steps before it are to be seen
                 self._evaluate()
             saving = self._save_is_due(by_step)
         finished = self.ended_by != STOPPED
@@ -174,7 +196,9 @@ class Trainer:
         minutes = self._settings.save_minutes
         by_time = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
         best = self._settings.result == "best evaluation" and self.progress.is_new_best
-        return processes.from_first(by_step or best or by_time or self._run.save_requested())
+        # What is being written may be what was asked for: then the request is gone when it is there.
+        asked = self._run.save_requested() and not self._background.is_busy()
+        return processes.from_first(by_step or best or by_time or asked)
 
     def _has_ended(self) -> bool:
         """Whether the training is at its end, early or not, or a stop is asked for."""
@@ -184,21 +208,20 @@ class Trainer:
         return bool(self.ended_by)
 
     def _micro_batches(self, examples: Examples, numbers: Sequence[int], size: int) -> list[list[int]]:
-        """Those numbers a few at a time; of like length, so that little is padded: a sum does not mind the order."""
+        """Those numbers in as many parts as it takes for `size` in each: a sum does not mind the order.
+
+        In a row of their own examples of any length cost what they have in tokens, so that parts hold as many of
+        these. Padded ones are put to those of like length.
+        """
+        if not self._loss.why_padded:
+            parts = even_parts([examples.lengths[n] for n in numbers], -(-len(numbers) // size))
+            return [[numbers[n] for n in part] for part in parts]
         ordered = sorted(numbers, key=examples.lengths.__getitem__)
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
     def _loss_sum(self, examples: list[Example]) -> torch.Tensor:
         """Cross entropy summed over the trained tokens of the examples, in nats; a scalar."""
-        batch = collate(examples, self._pad_token_id, self._accelerator.device)
-        logits = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits
-        targets = batch["labels"][:, 1:]
-        logits = logits[:, -targets.shape[1] - 1 : -1]  # virtual tokens stand before the text
-        trained = targets != IGNORED
-        smoothing = self._settings.label_smoothing if self.model.training else 0.0  # evaluations stay comparable
-        return F.cross_entropy(logits[trained].float(), targets[trained], reduction="sum", label_smoothing=smoothing)
+        return self._loss.of(examples)
 
     @torch.no_grad()
     def _evaluate(self, *, counts: bool = True) -> None:
@@ -230,36 +253,42 @@ class Trainer:
         return sum(self._loss_sum([self._evaluation[n] for n in numbers]).item() for numbers in micro_batches)
 
     def _save(self) -> None:
-        """A checkpoint of this step, unless it is there already or nothing was learnt yet."""
+        """Begin a checkpoint of this step, unless it is there already or nothing was learnt yet."""
+        self._background.wait()  # two at a time would take the memory twice
         step = self.progress.step
         there = step == 0 or any(c.step == step for c in self._run.checkpoints())
         if not processes.from_first(there):
             state = self._resumable.state()
             if processes.is_first():
                 self._write_checkpoint(state)
-        self._saved_at = time.monotonic()
-        if step and self._run.save_requested():
+        elif step and self._run.save_requested():
             self._run.save_answered()
+        self._saved_at = time.monotonic()
 
     def _write_checkpoint(self, state: dict[str, object]) -> None:
-        save_checkpoint(self._run, self._accelerator.unwrap_model(self.model), state, self.progress)
-        if not self.progress.in_trouble:  # else those from before the trouble may be needed
-            best = best_checkpoint(self._run, self.progress)
+        """Write it in the background, or at once where its parts cannot be copied."""
+        self._run.append_waiting()  # a run that goes on from it does not do the steps before it again
+        model = self._accelerator.unwrap_model(self.model)
+        snapshot = take_snapshot(self._run, model, state, self.progress)
+        write = partial(self._write_snapshot, model, snapshot, self._run.save_requested())
+        if snapshot.is_copy:
+            self._background.begin(write)
+        else:
+            write()
+
+    def _write_snapshot(self, model: TrainableModel, snapshot: Snapshot, asked: bool) -> None:
+        """Write it, delete those that it takes the place of, and only then say that it is there."""
+        progress = snapshot.progress
+        save_checkpoint(self._run, model, snapshot, self._background.hold_up)
+        if not progress.in_trouble:  # else those from before the trouble may be needed
+            best = best_checkpoint(self._run, progress)
             delete_old_checkpoints(self._run, self._settings.keep_last, best)
         self._run.append(
-            CheckpointSaved(
-                step=self.progress.step, loss=self.progress.loss, evaluation_loss=self.progress.evaluation_loss
-            )
+            CheckpointSaved(step=progress.step, loss=progress.loss, evaluation_loss=progress.evaluation_loss)
         )
+        if asked:
+            self._run.save_answered()
 
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _add_noise(model: TrainableModel, alpha: float) -> None:
-    """Uniform noise on the embeddings while training (NEFTune, Jain et al., 2023); nothing where alpha is 0."""
-    if alpha > 0:
-        embeddings = model.get_input_embeddings()
-        embeddings.neftune_noise_alpha = alpha
-        embeddings.register_forward_hook(neftune_post_forward_hook)

@@ -6,21 +6,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
+from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import plotly
 
-from training.history import History, smoothed
+from training.events import CheckpointSaved, Evaluation
+from training.history import History, Trained
 
 EMPTY_TEXT = "The loss curve appears here when a training runs."
-_FIRST_STEP_TEXT = "The loss curve begins with the first step."
+FIRST_STEP_TEXT = "The loss curve begins with the first step."
 _STATIC = Path(__file__).parent / "static"
 _PLOTLY = Path(plotly.__file__).resolve().parent / "package_data" / "plotly.min.js"
-_MOST_POINTS = 1000  # about one a pixel: more would cost traffic each second and show nothing
+# The version keeps a browser from using the copy of an older Plotly after an update.
+_PLOTLY_URL = f"/gradio_api/file={_PLOTLY.as_posix()}?v={plotly.__version__}"
+_LONGEST_END = 100  # points: so few are sent each time, and all of them once so many are new
 
 
 def static_paths() -> list[Path]:
@@ -32,107 +38,131 @@ def static_paths() -> list[Path]:
 
 
 def live_chart(text: str = EMPTY_TEXT) -> gr.HTML:
-    """The chart as a component; give it `chart_value` or `empty_chart` as its value, with `show_progress="hidden"`.
+    """The chart as a component; update it with `curves_update`, with `show_progress="hidden"`.
 
-    A click on a checkpoint's marker fires its `click` event; `gr.EventData` then carries that checkpoint's `step`.
+    A click on a checkpoint's marker fires its `click` event; `gr.EventData` then carries that checkpoint's `step`. Its
+    `stale` event says that the browser lacks the body of the curves: send it everything.
     """
     return gr.HTML(
-        value=empty_chart(text),
-        # No ${value} here: the data goes to the script alone, so nothing in it can become markup.
+        # No ${body} here: the data goes to the script alone, so nothing in it can become markup.
         html_template=(_STATIC / "chart.html").read_text(encoding="utf-8"),
         css_template=(_STATIC / "chart.css").read_text(encoding="utf-8"),
         js_on_load=(_STATIC / "chart.js").read_text(encoding="utf-8"),
         apply_default_css=False,
-        # The version keeps a browser from using the copy of an older Plotly after an update.
-        plotly_url=f"/gradio_api/file={_PLOTLY.as_posix()}?v={plotly.__version__}",
+        # Not the value, which a browser never takes from an update that came before the chart was on its page.
+        body=empty_chart(text),
+        end={},
+        plotly_url=_PLOTLY_URL,
     )
 
 
 def empty_chart(text: str = EMPTY_TEXT) -> dict[str, Any]:
-    """A value that shows `text` in place of the curves."""
+    """A body that shows `text` in place of the curves."""
     return {"text": text}
 
 
-def chart_value(run_name: str, history: History) -> dict[str, Any]:
-    """The curves of `run_name` as plain JSON: losses in nats a token, numbers rounded to six digits, gaps as null.
+_versions = itertools.count(1)
 
-    A long run is thinned to about a thousand points a curve that still hold its first, last, lowest and highest loss.
-    Zoom and hidden curves stay for as long as `run_name` stays the same.
+
+@dataclass(frozen=True)
+class Curves:
+    """What a page is sent of a run's curves: the body seldom, and the end of them with each change."""
+
+    version: int  # of the body; no two of this server are the same
+    body: dict[str, Any]
+    end: dict[str, Any]
+
+
+def curves_update(curves: Curves, shown: int) -> dict[str, Any]:
+    """The update for a page that shows this version of the body: with the whole body where it is another."""
+    body = {} if curves.version == shown else {"body": curves.body}
+    return gr.update(**body, end=curves.end, plotly_url=_PLOTLY_URL)  # a chart that is mounted anew has only these
+
+
+def no_curves(text: str) -> Curves:
+    """What a page is sent where `text` stands in place of the curves."""
+    return Curves(next(_versions), empty_chart(text), {})
+
+
+class LiveCurves:
+    """The curves of one run as plain JSON: losses in nats a token, numbers rounded to six digits, gaps as null.
+
+    The points from one step on are the end, which takes the place of all that a page has from that step on.
     """
-    if not history.steps and not history.evaluations:
-        return empty_chart(_FIRST_STEP_TEXT)
-    smooth = _smoothed_over_gaps([event.loss for event in history.steps])
+
+    def __init__(self, run_name: str) -> None:
+        self._run_name = run_name
+        self._held: dict[str, list[Any]] = {}  # the points in the body
+        self._from = 0  # the step that the end begins with
+        self._version = 0
+        self._body: dict[str, Any] = {}
+
+    def update(self, history: History, on_disk: Container[int]) -> Curves:
+        """The curves as they are now, with markers for the checkpoints `on_disk`.
+
+        Zoom and hidden curves stay for as long as the run's name stays the same.
+        """
+        points: dict[str, list[Any]] = {"training": history.training.points, "evaluation": history.evaluations}
+        settled = int(min(history.step + 1, history.training.settled, history.evaluation.settled))
+        is_long = sum(point.step >= self._from for point in points["training"]) > _LONGEST_END
+        if not self._body or (is_long and settled > self._from) or _before(self._from, points) != self._held:
+            self._from, self._held = settled, _before(settled, points)
+            self._version = next(_versions)
+            self._body = {"version": self._version, "run": self._run_name} | _columns(self._held)
+        end = {name: [point for point in curve if point.step >= self._from] for name, curve in points.items()}
+        return Curves(
+            self._version,
+            self._body,
+            {
+                "version": self._version,
+                "run": self._run_name,
+                "from": self._from,
+                "step": history.step,
+                "total": max(history.total_steps, history.step, 1),
+                "checkpoints": _checkpoints(history.checkpoints, on_disk, points["training"]),
+            }
+            | _columns(end),
+        )
+
+
+def _before(step: int, points: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: [point for point in curve if point.step < step] for name, curve in points.items()}
+
+
+def _columns(points: dict[str, list[Any]]) -> dict[str, Any]:
+    training: list[Trained] = points["training"]
+    evaluation: list[Evaluation] = points["evaluation"]
     return {
-        "run": run_name,
-        "step": history.step,
-        "total": max(history.total_steps, history.step, 1),
-        "training": _training(history, smooth),
-        "evaluation": _evaluation(history),
-        "checkpoints": _checkpoints(history, smooth),
+        "training": {
+            "step": [point.step for point in training],
+            "loss": [_short(point.loss) for point in training],
+            "smoothed": [_short(point.smoothed) for point in training],
+            "rate": [_short(point.event.learning_rate) for point in training],
+        },
+        "evaluation": {
+            "step": [point.step for point in evaluation],
+            "loss": [_short(point.loss) for point in evaluation],
+        },
     }
 
 
-def _training(history: History, smooth: list[float | None]) -> dict[str, Any]:
-    kept = set(_thinned([event.loss for event in history.steps]))
-    # The hover text lists all curves at one step, so the steps that carry a marker are kept as well.
-    marked = {e.step for e in history.evaluations} | {e.step for e in history.checkpoints}
-    if len(marked) <= _MOST_POINTS // 4:
-        kept |= {index for index, event in enumerate(history.steps) if event.step in marked}
-    steps = [(history.steps[index], smooth[index]) for index in sorted(kept)]
-    return {
-        "step": [event.step for event, _ in steps],
-        "loss": [_short(event.loss) for event, _ in steps],
-        "smoothed": [_short(value) for _, value in steps],
-        "rate": [_short(event.learning_rate) for event, _ in steps],
-    }
-
-
-def _evaluation(history: History) -> dict[str, Any]:
-    events = [history.evaluations[index] for index in _thinned([event.loss for event in history.evaluations])]
-    return {"step": [event.step for event in events], "loss": [_short(event.loss) for event in events]}
-
-
-def _checkpoints(history: History, smooth: list[float | None]) -> dict[str, Any]:
+def _checkpoints(
+    events: list[CheckpointSaved], on_disk: Container[int], trained: list[Trained]
+) -> dict[str, list[float | None]]:
     """Each checkpoint with its height in the chart: the smoothed curve where it was saved, else its own loss."""
-    done = [event.step for event in history.steps]
+    steps = [point.step for point in trained]
+    saved = [event for event in events if event.step in on_disk]
     heights = []
-    for event in history.checkpoints:
-        before = bisect_right(done, event.step)
-        height = smooth[before - 1] if before else None
+    for event in saved:
+        before = bisect_right(steps, event.step)
+        height = trained[before - 1].smoothed if before else None
         heights.append(_short(event.loss if height is None else height))
     return {
-        "step": [event.step for event in history.checkpoints],
+        "step": [event.step for event in saved],
         "height": heights,
-        "loss": [_short(event.loss) for event in history.checkpoints],
-        "evaluation": [_short(event.evaluation_loss) for event in history.checkpoints],
+        "loss": [_short(event.loss) for event in saved],
+        "evaluation": [_short(event.evaluation_loss) for event in saved],
     }
-
-
-def _smoothed_over_gaps(losses: list[float]) -> list[float | None]:
-    """The moving average of the finite losses, with gaps for the others: one NaN would swallow all that follow."""
-    averages = iter(smoothed([loss for loss in losses if math.isfinite(loss)]))
-    return [next(averages) if math.isfinite(loss) else None for loss in losses]
-
-
-def _thinned(values: list[float], limit: int = _MOST_POINTS) -> list[int]:
-    """The positions of at most `limit` values: the first, the last, and each bucket's lowest and highest.
-
-    NaN and infinity count as the highest of all, so that a loss that broke is never thinned away.
-    """
-    count = len(values)
-    if count <= limit:
-        return list(range(count))
-
-    def rank(index: int) -> tuple[bool, float]:
-        finite = math.isfinite(values[index])
-        return (not finite, values[index] if finite else 0.0)
-
-    buckets = (limit - 2) // 2
-    kept = {0, count - 1}
-    for bucket in range(buckets):
-        inside = range(count * bucket // buckets, count * (bucket + 1) // buckets)
-        kept |= {min(inside, key=rank), max(inside, key=rank)}
-    return sorted(kept)
 
 
 def _short(value: float | None) -> float | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from html import escape
+from typing import TypeVar
 
-from training.history import History
+from training.following import LOOK_BYTES, Following
+from training.history import MOST_NOTES, History
 from training.model_facts import size_text
 from training.run_state import Status
-from training.runs import EventReader, Run
+from training.runs import Run
+from ui.chart import LiveCurves
 from ui.lookout import Overview, Seen
 from ui.messages import facts_html, note_html, quiet_html
 
+T = TypeVar("T")
 _MOST_FOLLOWED = 16  # histories kept in memory
 _FULL = "The disk is full: the training waits and goes on as soon as there is room."
 _NEARLY_FULL = "The disk is nearly full, so the next save has to wait: make room, and it goes on by itself."
@@ -29,11 +34,11 @@ _LABELS = {
 
 @dataclass
 class _Followed:
-    """A run's events as far as they were read."""
+    """A run that is looked at."""
 
-    reader: EventReader
     folder_id: int
-    history: History = field(default_factory=History)
+    following: Following
+    curves: LiveCurves
 
 
 class Histories:
@@ -43,23 +48,30 @@ class Histories:
         self._followed: dict[str, _Followed] = {}
         self._lock = threading.Lock()
 
-    def read(self, run: Run) -> History:
-        """The run's history up to now; a copy, because other pages go on reading."""
+    def look(self, run: Run, size: int) -> int:
+        """Take in what was added to events of so many bytes; returns how many of them are in the history by now."""
+        return self._followed_now(run).following.look(size)
+
+    def draw(self, run: Run, draw: Callable[[History, LiveCurves], T]) -> T:
+        """What `draw` makes of the run's history, which stays as it is meanwhile."""
+        followed = self._followed_now(run)
+        with followed.following.lock:
+            return draw(followed.following.history, followed.curves)
+
+    def _followed_now(self, run: Run) -> _Followed:
         with self._lock:
             folder_id = run.folder.stat().st_ino  # another folder under the old name is another run
             followed = self._followed.pop(run.name, None)
-            if followed is None or followed.folder_id != folder_id or followed.reader.is_outdated():
-                followed = _Followed(EventReader(run), folder_id)
+            if followed is None or followed.folder_id != folder_id or followed.following.is_outdated():
+                followed = _Followed(folder_id, Following(run), LiveCurves(run.name))
             self._followed[run.name] = followed  # the one looked at last stands last
             if len(self._followed) > _MOST_FOLLOWED:
                 del self._followed[next(iter(self._followed))]
-            for event in followed.reader.read_new():
-                followed.history.add(event)
-            return followed.history.copy()
+            return followed
 
 
-def status_html(seen: Seen, history: History) -> str:
-    """State, progress bar, numbers and notes of a run."""
+def status_html(seen: Seen, history: History, unread: int = 0) -> str:
+    """State, progress bar, numbers and notes of a run; `unread` bytes of its events are not in the history yet."""
     run, state = seen.run, seen.state
     waits = (state.cause or seen.little_room) if state.status.active else seen.failed and state.status is Status.STOPPED
     look = "waiting" if waits else state.status.value
@@ -71,6 +83,9 @@ def status_html(seen: Seen, history: History) -> str:
         f'<div style="width:{percent}%"></div></div>',
     ]
     parts.append(_said(seen))
+    if unread > LOOK_BYTES:
+        read = 100 * (1 - unread / seen.events_size)
+        parts.append(quiet_html(f"Reading what this run has reported: {read:.0f} %."))
     if state.status is Status.PREPARING and history.records_prepared:
         parts.append(f'<p class="graft-quiet">{history.records_prepared:,} rows or chunks read so far</p>')
     elif state.status is Status.PREPARING and history.downloaded:
@@ -79,6 +94,8 @@ def status_html(seen: Seen, history: History) -> str:
     if facts := _facts(seen, history):
         parts.append(facts_html(facts))
     parts += [note_html(note.text, note.level) for note in history.notes if note.text != state.cause]
+    if len(history.notes) == MOST_NOTES:
+        parts.append(quiet_html("What was noted before is in the run's events.jsonl."))
     return "".join(parts)
 
 
@@ -118,23 +135,22 @@ def _said(seen: Seen) -> str:
 
 def _facts(seen: Seen, history: History) -> list[tuple[str, str]]:
     """Names and values of the numbers under the progress bar."""
-    if not history.steps:
+    if not history.training.last:
         return []
-    last = history.steps[-1]
+    last = history.training.last.event
     facts = [
         ("step", f"{last.step:,} / {history.total_steps:,}"),
         ("epoch", f"{last.epoch:.2f}"),
         ("loss", f"{last.loss:.3f}"),
     ]
-    if history.evaluations:
-        evaluation = history.evaluations[-1]
+    if evaluation := history.evaluation.last:
         facts.append((f"eval. at {evaluation.step:,}", f"{evaluation.loss:.3f}"))
     facts.append(("tokens/s", f"{history.tokens_per_second:,.0f}"))
     goes_on = seen.state.status is Status.TRAINING and not seen.waits
     if goes_on and history.seconds_left is not None:
         facts.append(("time left", duration(history.seconds_left)))
     else:
-        facts.append(("time trained", duration(sum(step.seconds for step in history.steps))))
+        facts.append(("time trained", duration(history.seconds)))
     facts.append(("memory", f"{last.memory / 2**30:.1f} GB"))
     return facts
 
@@ -161,11 +177,9 @@ def queue_html(overview: Overview) -> str:
     return f'{failed}<div class="graft-queue"><span>Waiting</span><ol>{items}</ol></div>'
 
 
-def checkpoints_html(run: Run, history: History, active: bool = True) -> str:
+def checkpoints_html(on_disk: Collection[int], history: History, active: bool = True) -> str:
     """A table of the checkpoints, newest first; those that were deleted to keep the last n are left out."""
-    on_disk = {checkpoint.step for checkpoint in run.checkpoints()}
-    latest = {event.step: event for event in history.checkpoints}  # a step may be saved twice, when that was asked for
-    rows = [latest[step] for step in sorted(latest, reverse=True) if step in on_disk]
+    rows = [event for event in reversed(history.checkpoints) if event.step in on_disk]
     if not rows:
         return '<p class="graft-quiet">Checkpoints appear here as they are saved.</p>' if active else ""
     body = "".join(
@@ -173,6 +187,9 @@ def checkpoints_html(run: Run, history: History, active: bool = True) -> str:
         f"<td><code>checkpoint-{event.step}</code></td></tr>"
         for event in rows
     )
+    older = sum(step < rows[-1].step for step in on_disk)
+    if older:
+        body += f'<tr><td colspan="4">and {older:,} older ones in the run\'s folder</td></tr>'
     head = "<tr><th>step</th><th>loss</th><th>evaluation loss</th><th>folder</th></tr>"
     return f'<table class="graft-table"><thead>{head}</thead><tbody>{body}</tbody></table>'
 

@@ -1,5 +1,6 @@
 // The live training chart. Gradio runs this text as a function of (element, trigger, props, watch) whenever it mounts
-// the component; props.value comes from ui/chart.py, props.plotly_url says where this server keeps Plotly.
+// the component; props.body and props.end, the curves and what follows on them, come from ui/chart.py, and
+// props.plotly_url says where this server keeps Plotly.
 
 const box = element.querySelector(".graft-chart");
 const plot = box.querySelector(".plot");
@@ -7,11 +8,13 @@ const legend = box.querySelector(".legend");
 const notice = box.querySelector(".notice");
 const CLICK_SETTLES = 400; // ms: Plotly waits 300 to tell a click from a double click
 const MARKER_REACH = 14; // px around a checkpoint's marker that count as the marker
+const PATIENCE = 500; // ms for the other half of an update, which Gradio hands over by itself
 const NARROW = 480; // px: below this the curves need the room more than the axis titles do
 
 let drawnRun = null; // the run whose curves are on the screen
 let hidden = new Set(); // names of the curves that the reader has switched off
 let waiting = "Loading the chart …"; // what stands where the curves would, until Plotly is there
+let asking = null; // the timer after which the server is asked for the whole curves
 let held = false; // the reader is dragging or clicking: redrawing now would take the mouse from Plotly
 
 // One script for the whole page, however many charts ask for it.
@@ -27,6 +30,28 @@ function loadPlotly() {
         document.head.append(script);
     });
     return window.graftPlotly;
+}
+
+// The end takes the place of all that the body has from its first step on, so that a body that is older, because a
+// browser missed an answer, is still drawn right.
+function joined(body, end) {
+    if (!body?.training) return body;
+    const join = (name) => {
+        const before = body[name].step.filter((step) => step < end.from).length;
+        const columns = Object.keys(body[name]);
+        return Object.fromEntries(columns.map((key) => [key, [...body[name][key].slice(0, before), ...end[name][key]]]));
+    };
+    return { ...end, training: join("training"), evaluation: join("evaluation") };
+}
+
+// A browser may lack a body that the server has sent: it missed an answer, or the chart was not on the page yet.
+function fits() {
+    return props.body?.version === props.end?.version;
+}
+
+function askForAll() {
+    asking = null;
+    if (!fits()) trigger("stale");
 }
 
 function colours() {
@@ -191,7 +216,11 @@ function draw() {
         size.disconnect();
         return;
     }
-    const value = props.value;
+    if (!fits()) {
+        asking ??= setTimeout(askForAll, PATIENCE);
+        if (!props.body?.training || props.body.run !== props.end?.run) return;
+    }
+    const value = joined(props.body, props.end);
     if (!value?.training) {
         if (drawnRun !== null) window.Plotly.purge(plot);
         drawnRun = null;
@@ -233,7 +262,7 @@ const size = new ResizeObserver(() => requestAnimationFrame(draw));
 const life = new AbortController();
 const { signal } = life; // ends the listeners on the document and the window
 
-watch("value", draw);
+watch(["body", "end"], draw);
 dark.observe(document.body, { attributes: true, attributeFilter: ["class"] });
 size.observe(box);
 document.addEventListener("visibilitychange", draw, { signal });
