@@ -105,6 +105,11 @@ def answer(chat: Chat, what: ChatModel = BASE, sampling: Sampling = GREEDY, *, w
     return list(chat.reply(what, HELLO, sampling, with_adapter=with_adapter))[-1].text
 
 
+def rows(model: Any) -> int:
+    """For how many tokens the model has embeddings."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def last(replies: Iterator[Reply]) -> Reply:
     return list(replies)[-1]
 
@@ -213,7 +218,7 @@ def test_a_training_ends_the_answer_and_takes_the_memory(chat: Chat, monkeypatch
             training.start()
     training.join(60)
     assert reply.status == PUT_AWAY and reply.text
-    assert chat._loaded is None and chat.put_away
+    assert chat._models.loaded is None and chat.put_away
     stop.set()
     assert answer(chat) and not chat.put_away
 
@@ -261,6 +266,72 @@ def test_only_the_adapter_is_exchanged(chat: Chat, monkeypatch: pytest.MonkeyPat
     assert answer(chat, replace(BASE, adapter="first", checkpoint=5)) == expected["first"]
 
 
+def test_going_back_to_an_adapter_reads_nothing_from_the_disk(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [BASE, replace(BASE, adapter="first"), replace(BASE, adapter="first", checkpoint=10)]
+    expected = [answer(chat, what) for what in asked]
+    for function in ("load_base", "load_adapter", "load_tokenizer"):
+        monkeypatch.setattr(f"training.model.{function}", lambda *_, **__: pytest.fail("it was read again"))
+    for what, text in zip(asked, expected, strict=True):
+        replies = list(chat.reply(what, HELLO, GREEDY))
+        assert replies[-1].text == text
+        assert not [reply for reply in replies if "Loading" in reply.status]
+
+
+def test_both_sides_of_a_comparison_use_one_copy_of_the_weights(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import generation
+
+    places: list[set[int]] = []
+    write = generation.write_answer
+
+    def noting(speaker: Any, *rest: Any) -> Any:
+        places.append({weight.data_ptr() for weight in speaker.model.parameters()})
+        return write(speaker, *rest)
+
+    monkeypatch.setattr(generation, "write_answer", noting)
+    first = replace(BASE, adapter="first")
+    texts = [answer(chat, first, with_adapter=side) for side in (False, True, False)]
+    assert texts[0] == texts[2] != texts[1]
+    assert places[0] == places[1] == places[2]
+
+
+def test_the_base_side_of_an_adapter_that_changes_the_base_is_the_base(chat: Chat, folders: Folders) -> None:
+    """As PEFT saves PiSSA: when it is loaded again it takes its beginning out of the base's weights."""
+    torch.manual_seed(5)
+    base = LlamaForCausalLM.from_pretrained(folders.models / "tiny")
+    changed = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights="pissa"))
+    for name, parameter in changed.named_parameters():
+        if "lora_B" in name:
+            parameter.data += torch.randn_like(parameter)
+    changed.save_pretrained(str(folders.loras / "pissa"), save_embedding_layers=False)
+    alone, pissa = answer(chat), replace(BASE, adapter="pissa")
+    tuned = answer(chat, pissa)
+    assert tuned != alone
+    assert answer(chat, pissa, with_adapter=False) == alone
+    assert answer(chat, pissa) == tuned and answer(chat) == alone
+    assert answer(chat, replace(BASE, adapter="first")) not in (alone, tuned)
+    shutil.rmtree(folders.loras / "pissa")
+
+
+def test_what_was_kept_for_others_makes_room_before_memory_runs_out(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import generation
+
+    expected = answer(chat)
+    write, failures = generation.write_answer, iter([torch.OutOfMemoryError("CUDA")])
+
+    def fails_once(*arguments: Any) -> Any:
+        if failure := next(failures, None):
+            assert chat._models.loaded and chat._models.loaded.readings._kept
+            raise failure
+        assert chat._models.loaded and not chat._models.loaded.readings._kept
+        return write(*arguments)
+
+    monkeypatch.setattr(generation, "write_answer", fails_once)
+    monkeypatch.setattr("training.model.load_base", lambda *_: pytest.fail("the base was loaded again"))
+    assert answer(chat) == expected
+
+
 def test_an_adapter_trained_again_under_its_name_is_read_again(chat: Chat, folders: Folders) -> None:
     make_lora(LlamaForCausalLM.from_pretrained(folders.models / "tiny"), 4, folders.loras / "again")
     before = answer(chat, replace(BASE, adapter="again"))
@@ -270,9 +341,9 @@ def test_an_adapter_trained_again_under_its_name_is_read_again(chat: Chat, folde
 
 def test_unload_forgets_the_model(chat: Chat) -> None:
     expected = answer(chat)
-    assert chat._loaded
+    assert chat._models.loaded
     chat.unload()
-    assert not chat._loaded
+    assert not chat._models.loaded
     assert answer(chat) == expected
 
 
@@ -327,9 +398,11 @@ def test_tokens_that_an_adapter_added_are_known_with_it_alone(chat: Chat, folder
     get_peft_model(base, config).save_pretrained(str(folders.loras / "grown"), save_embedding_layers=False)
     tokenizer.save_pretrained(folders.loras / "grown")
     answer(chat, replace(BASE, adapter="grown"))
-    assert chat._loaded and chat._loaded.model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert chat._models.loaded and chat._models.loaded.shelf.base.get_input_embeddings().weight.shape[0] == len(
+        tokenizer
+    )
     assert answer(chat) == alone
-    assert chat._loaded.model.get_input_embeddings().weight.shape[0] == 259
+    assert chat._models.loaded.shelf.base.get_input_embeddings().weight.shape[0] == 259
 
 
 @pytest.mark.parametrize("precision", ["8-bit", "4-bit"])
@@ -354,8 +427,8 @@ def test_a_base_without_a_template_gets_the_one_of_the_training(chat: Chat, fold
     make_model().save_pretrained(folders.models / "bare")
     make_tokenizer(None).save_pretrained(folders.models / "bare")
     answer(chat, ChatModel("bare"))
-    assert chat._loaded is not None
-    assert "### Response:" in str(chat._loaded.tokenizer.chat_template)
+    assert chat._models.loaded is not None
+    assert "### Response:" in str(next(iter(chat._models.loaded.tokenizers.values())).chat_template)
 
 
 def test_the_end_of_turn_of_the_template_ends_an_answer() -> None:
@@ -459,7 +532,7 @@ def test_running_out_of_memory_frees_the_model_and_says_what_to_do(
         patch.setattr("training.generation.write_answer", fails)
         with pytest.raises(UserError, match="Memory ran out: load the model in 4-bit"):
             answer(chat)
-    assert not chat._loaded
+    assert not chat._models.loaded
     assert answer(chat)
 
 

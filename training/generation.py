@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,35 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from training.errors import UserError
 from training.formats import Message
+from training.kept_readings import Key, Readings, read_ahead
 from training.sampling import Sampling
 
 _SECONDS_BETWEEN_PIECES = 0.04  # as often as an eye can follow; decoding more often only takes time from the model
 
 
 @dataclass(frozen=True)
+class Speaker:
+    """A model that answers, its tokenizer, and what was read before; `key`: the adapter it wears.
+
+    Where an adapter takes part in each call the model is a PeftModel; `base_alone` then leaves the adapter out.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    readings: Readings
+    key: Key | None = None
+    base_alone: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A conversation as token ids, the tokens left for the answer, and the oldest turns that found no room."""
+    """A conversation as token ids, the tokens left for the answer, and the oldest turns that found no room.
+
+    `ends`: after how many tokens each question, ready to be answered, ended; the last is the length of all.
+    """
 
     ids: list[int]
+    ends: list[int]
     answer_tokens: int
     context: int
     turns_left_out: int
@@ -38,37 +58,33 @@ class Answer:
     ended: bool
 
 
-def make_prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int
-) -> Prompt:
+def make_prompt(speaker: Speaker, messages: list[Message], max_tokens: int) -> Prompt:
     """The conversation without as many of its oldest turns as it takes to fit the model; raises UserError if none fits.
 
     A quarter of the context, or `max_tokens` where that is less, is kept free for the answer.
     """
-    context = _context_length(model, tokenizer)
+    context = _context_length(speaker.model, speaker.tokenizer)
     longest = context - min(max_tokens, context // 4)
     system = messages[:1] if messages[0]["role"] == "system" else []
     turns = messages[len(system) :]
     length = 0
     for first in range(0, len(turns), 2):  # a turn is a question and its answer
-        ids = _encode(tokenizer, [*system, *turns[first:]])
+        kept = [*system, *turns[first:]]
+        ids = _encode(speaker.tokenizer, kept)
         length = len(ids)
         if length <= longest:
-            return Prompt(ids, min(max_tokens, context - length), context, first // 2)
+            ends = _question_ends(speaker.tokenizer, kept, len(system), length)
+            return Prompt(ids, ends, min(max_tokens, context - length), context, first // 2)
     raise UserError(
         f"The message is too long: it makes {length:,} tokens, and this model can read {longest:,}. Shorten it."
     )
 
 
 def write_answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sampling: Sampling,
-    stopped: Callable[[], bool],
-    show: Callable[[str], None],
+    speaker: Speaker, prompt: Prompt, sampling: Sampling, stopped: Callable[[], bool], show: Callable[[str], None]
 ) -> Answer:
     """Generate the answer, giving `show` its growing text, until it ends or `stopped` says so after a token."""
+    model, tokenizer = speaker.model, speaker.tokenizer
     stream = _Stream(tokenizer, show)
     ends = end_tokens(model, tokenizer)
     drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -76,18 +92,26 @@ def write_answer(
         # No top-k behind the scenes: what the controls say is all that is done.
         drawing = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     started = time.monotonic()
+    reading = None
+    if isinstance(model, PreTrainedModel):  # an adapter that takes part in each call may change what was read
+        reading = speaker.readings.begin(model, speaker.key, prompt.ids, prompt.ends)
+    is_whole = reading is not None and read_ahead(model, reading, stopped)
     torch.manual_seed(sampling.settled().seed)
     ids = torch.tensor([prompt.ids], device=model.device)
-    model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=prompt.answer_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=tokenizer.pad_token_id,
-        streamer=stream,
-        stopping_criteria=[lambda *_: stopped()],
-        **drawing,
-    )
+    with model.disable_adapter() if speaker.base_alone else nullcontext():
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=reading.cache if reading else None,
+            max_new_tokens=prompt.answer_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=stream,
+            stopping_criteria=[lambda *_: stopped()],
+            **drawing,
+        )
+    if reading and is_whole:
+        speaker.readings.keep(reading)
     return Answer(stream.text(), len(stream.ids), time.monotonic() - started, stream.ids[-1] in ends)
 
 
@@ -142,10 +166,29 @@ def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """The conversation and the beginning of an answer as token ids, exactly as the training encodes them."""
+    ids: list[int] = tokenizer(_write_out(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _write_out(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except TemplateError as error:
         hint = " Try it without the system prompt." if messages[0]["role"] == "system" else ""
         raise UserError(f"This model's chat template refuses the conversation ({error}).{hint}") from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+
+
+def _question_ends(tokenizer: PreTrainedTokenizerBase, messages: list[Message], before: int, length: int) -> list[int]:
+    """After how many tokens each question ended when it was asked, `before` messages standing before the first one.
+
+    One is left out where the template has changed what stands before it since, or where a token reaches across its
+    end; all but the last are with a tokenizer that does not tell where its tokens stand.
+    """
+    if not tokenizer.is_fast or len(messages) <= before + 1:
+        return [length]
+    text = _write_out(tokenizer, messages)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    tokens_to = {end: number for number, (_, end) in enumerate(spans, 1)}  # the last of those that end there
+    earlier = [_write_out(tokenizer, messages[: asked + 1]) for asked in range(before, len(messages) - 1, 2)]
+    ends = [tokens_to[len(part)] for part in earlier if text.startswith(part) and len(part) in tokens_to]
+    return [*ends, length]
