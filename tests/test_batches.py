@@ -51,3 +51,9 @@ def test_parts_hold_every_number_once_and_like_sums() -> None:
         assert sorted(number for part in parts for number in part) == list(range(len(lengths)))
         sums = [sum(lengths[n] for n in part) for part in parts]
         assert max(sums) - min(sums) <= max(lengths)
+
+
+def test_many_examples_are_laid_out_at_once() -> None:
+    lengths = [1 + n % 500 for n in range(30_000)]
+    parts = even_parts(lengths, 7_500)  # by looking at every part for every example this would take minutes
+    assert sum(map(len, parts)) == 30_000

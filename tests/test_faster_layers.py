@@ -10,9 +10,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.architectures import ARCHITECTURES
+from training import faster_layers
 from training.faster_layers import make_faster
+from training.fused_layers import rms_norm
 from training.modules import module_kinds
 
 _IDS = torch.arange(3, 23)[None]
@@ -121,3 +124,69 @@ def test_an_adapter_that_is_turned_off_is_off() -> None:
     with model.disable_adapter():
         torch.testing.assert_close(model(_IDS).logits, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(model(_IDS).logits, expected, atol=1e-3)
+
+
+class Gated(nn.Module):
+    """A norm that is called with a gate, as those of state-space models are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.variance_epsilon = 1e-6
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        x = x if gate is None else x * nn.functional.silu(gate)
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+class Careful(nn.Module):
+    """A feed-forward layer that differs from others in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
+        self.act_fn = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(nn.functional.dropout(inner, 0.5, self.training))
+
+
+@pytest.mark.parametrize("module", [Gated(), Careful()], ids=["gated norm", "dropout behind the gate"])
+def test_layers_that_do_more_are_left_alone(module: nn.Module) -> None:
+    make_faster(nn.Sequential(module).eval(), lambda: None)
+    assert not forwards(module)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_in_short_types_are_as_exact_as_the_plain_ones(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = LlamaRMSNorm(64, 1e-6)
+    x = (300 * torch.randn(50, 64)).requires_grad_()
+    direction = 100 * torch.randn(50, 64)
+    (expected,) = torch.autograd.grad(plain(x), x, direction)
+    short = x.detach().to(dtype).requires_grad_()
+    weight = plain.weight.to(dtype)
+    errors = []
+    for out in (plain.to(dtype)(short), rms_norm(short, weight, 1e-6)):
+        (found,) = torch.autograd.grad(out, short, direction.to(dtype))
+        errors.append(float((found.float() - expected).norm() / expected.norm()))
+    assert errors[1] <= 1.5 * errors[0]
+
+
+def test_sixteen_bits_take_the_faster_way_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states are short there already, before autocast looks at them."""
+    model = adapted(ARCHITECTURES["llama"])
+    for parameter in model.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
+    calls = []
+    outputs = faster_layers.lora_outputs
+    monkeypatch.setattr(faster_layers, "lora_outputs", lambda *a: calls.append(len(a[1])) or outputs(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        make_faster(model.get_base_model(), trial_of(model))
+        calls.clear()
+        model(_IDS)
+    assert calls == [3, 1, 2, 1] * 2  # queries, keys and values; output; gate and up; down; in each of two layers
+    calls.clear()
+    model(_IDS)  # without autocast the types do not fit
+    assert not calls

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Lfm2Config, PretrainedConfig, PreTrainedModel
 
 from tests.architectures import ARCHITECTURES
 from tests.trials import save_base, settings_for, train, working_folders
@@ -203,3 +203,32 @@ def test_receipt_and_reader_are_told_of_padding(tmp_path: Path, family: str, wor
     assert receipt is not None and bool(receipt.padded_because) == bool(word) and word in receipt.padded_because
     notes = [e.text for e in EventReader(run).read_new() if isinstance(e, Note) and "padded" in e.text]
     assert len(notes) == bool(word) and all(word in note for note in notes)
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_a_little_leaking_between_examples_is_found_in_short_types_too(compute: torch.dtype) -> None:
+    """Short convolutions look back over the border of an example, at next to nothing in a fresh model."""
+    config = Lfm2Config(
+        vocab_size=288, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(compute)
+    assert ExampleLoss(model, 0, compute).why_padded
+
+
+def test_full_training_in_sixteen_bits_is_not_padded() -> None:
+    """Its weights and hidden states are in 32 bits, and computed in 16."""
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(ARCHITECTURES["llama"]))
+    assert not ExampleLoss(model, 0, torch.bfloat16).why_padded
+
+
+def test_layers_before_the_first_adapter_keep_nothing() -> None:
+    base = AutoModelForCausalLM.from_config(copy.deepcopy(ARCHITECTURES["llama"]))
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[1])).train()
+    loss = ExampleLoss(model, 0)
+    seen = []
+    for layer in base.model.layers:
+        layer.register_forward_hook(lambda _, __, out: seen.append(out.requires_grad))
+    loss.of(examples_for(ARCHITECTURES["llama"])).backward()
+    assert seen == [False, True]

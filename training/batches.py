@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,11 +85,11 @@ def even_parts(lengths: Sequence[int], count: int) -> list[list[int]]:
     The longest go first, each to the part that has least so far (Graham, 1969).
     """
     parts: list[list[int]] = [[] for _ in range(count)]
-    sums = [0] * count
+    least_first = [(0, 0, part) for part in range(count)]  # tokens, examples, part
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        least = min(range(count), key=lambda part: (sums[part], len(parts[part])))
-        parts[least].append(number)
-        sums[least] += lengths[number]
+        tokens, examples, part = least_first[0]
+        parts[part].append(number)
+        heapq.heapreplace(least_first, (tokens + lengths[number], examples + 1, part))
     return parts
 
 

@@ -6,6 +6,7 @@ Which layers read the same input, and whether a norm is the one we know, a trial
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
@@ -20,11 +21,12 @@ from transformers.activations import SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from training.fused_layers import rms_norm, rotate, swiglu
-from training.lora_function import LoraBranch, compute_dtype, lora_outputs
+from training.lora_function import LoraBranch, lora_outputs
 
 _ADAPTER = "default"
 _PLAIN = (Linear, Linear4bit, Linear8bitLt)  # of exactly these classes; those derived from them compute otherwise
 _ROTATION = "apply_rotary_pos_emb"  # as every architecture of transformers calls it
+_GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _TOLERANCE = 1e-5  # of the largest number of the result, in float32
 
 
@@ -132,7 +134,7 @@ class _Group:
             layer = self.layers[place]
             of_adapter = layer.lora_A[_ADAPTER].weight.dtype
             # Off, or in types that only autocast brings together.
-            is_mixed = compute_dtype(x) == x.dtype != of_adapter and not x.is_meta
+            is_mixed = x.dtype != of_adapter and not (x.is_meta or torch.is_autocast_enabled(x.device.type))
             if layer.disable_adapters or args or kwargs or is_mixed:
                 return plain(x, *args, **kwargs)
             if self._input is not x or place not in self._results:
@@ -156,6 +158,8 @@ def _faster_norm(module: nn.Module) -> Callable[..., torch.Tensor] | None:
     """Norms with one weight and an epsilon, as most families have them under names of their own."""
     epsilon = vars(module).get("variance_epsilon", vars(module).get("eps"))
     weight = module._parameters.get("weight")
+    if len(inspect.signature(type(module).forward).parameters) != 2:  # some take a gate besides
+        return None
     if weight is None or weight.dim() != 1 or not isinstance(epsilon, float):
         return None
 
@@ -168,9 +172,12 @@ def _faster_norm(module: nn.Module) -> Callable[..., torch.Tensor] | None:
 def _faster_gate(module: nn.Module) -> Callable[..., torch.Tensor] | None:
     """Feed-forward layers with a gate that goes through SiLU."""
     parts = module._modules
-    if not {"gate_proj", "up_proj", "down_proj"} <= parts.keys():
+    if not _GATED - {"act_fn"} <= parts.keys():
         return None
     if type(parts.get("act_fn")) not in (nn.SiLU, SiLUActivation):
+        return None
+    # A trial would not show what happens in training alone, or to large numbers only.
+    if not set(type(module).forward.__code__.co_names) <= _GATED:
         return None
     gate, up, down = (cast(nn.Module, parts[name]) for name in ("gate_proj", "up_proj", "down_proj"))
 
@@ -225,7 +232,7 @@ def _same(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], fe
     x = torch.linspace(-2, 3, 4 * features, device=parameter.device).sin().view(1, 4, -1).to(dtype)
     try:
         before, now = module(x), forward(x)
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
         return False
     if not isinstance(before, torch.Tensor) or before.dtype != now.dtype or before.shape != now.shape:
         return False

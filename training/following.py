@@ -113,7 +113,8 @@ def _load(file: Path, events: Path) -> _Summary | None:
         if file.stat().st_size > _LARGEST_SUMMARY:
             return None
         summary = _Summary.model_validate_json(file.read_bytes())
-        fits = summary.layout == _LAYOUT and summary.digest == _digest(events, summary.offset)
+        fits = summary.layout == _LAYOUT and summary.offset <= events.stat().st_size
+        fits = fits and summary.digest == _digest(events, summary.offset)
     except (OSError, ValidationError):
         return None
     return summary if fits else None

@@ -32,19 +32,19 @@ class _RmsNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         factor = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, factor)
-        return (x * factor.to(x.dtype)).mul_(weight)
+        return (x * factor).to(x.dtype).mul_(weight)  # in 32 bits, as a short factor would scale a whole token wrongly
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         x, weight, factor = ctx.saved_tensors
-        of_normed = gradients[0] * weight
-        along = (of_normed * x).sum(-1, keepdim=True, dtype=torch.float32).mul_(factor.pow(3)).div_(x.shape[-1])
+        normed = x * factor
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = (gradients[0] * (x * factor.to(x.dtype))).flatten(0, -2).sum(0, dtype=torch.float32)
-            of_weight = of_weight.to(weight.dtype)
-        of_x = of_normed.mul_(factor.to(x.dtype)).addcmul_(x, along.to(x.dtype), value=-1)
-        return of_x, of_weight, None
+            of_weight = (gradients[0] * normed).flatten(0, -2).sum(0).to(weight.dtype)
+        of_normed = (gradients[0] * weight).float()
+        along = (of_normed * normed).mean(-1, keepdim=True)
+        of_x = of_normed.addcmul_(normed, along, value=-1).mul_(factor)
+        return of_x.to(x.dtype), of_weight, None
 
 
 class _SwiGlu(torch.autograd.Function):

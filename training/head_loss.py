@@ -84,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        scaled = [saved * gradients[0].to(saved.dtype) for saved in ctx.saved_tensors]
+        scaled = [(saved * gradients[0].float()).to(saved.dtype) for saved in ctx.saved_tensors]
         of_hidden = scaled.pop(0) if ctx.needs_input_grad[0] else None
         return of_hidden, None, *scaled
 

@@ -104,7 +104,7 @@ class _Lora(torch.autograd.Function):
         ):
             weight, scale, gradient, up, low_rows, out = parts
             scale /= 1 - plan.dropout
-            flat = gradient.reshape(rows.shape[0], -1).to(dtype)
+            flat = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
             out.copy_((up.to(dtype).t() @ flat.t()).mul_(scale))
             of_b.append((low_rows @ flat).t().to(up.dtype).mul_(scale).contiguous())
             if ctx.needs_input_grad[0] and weight is not None:

@@ -6,10 +6,12 @@ by name can use it. Scores are not kept for the backward pass: they are computed
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from training.lora_function import compute_dtype
 
+log = logging.getLogger(__name__)
 PACKED = "packed"  # the name of this implementation
 _QUERIES_A_BLOCK = 128  # few, because a block leaves out the keys behind it; enough for an efficient product
 _NOT_DONE = ("softcap", "s_aux", "position_bias")  # what some models ask of their attention besides
@@ -98,14 +101,13 @@ def _masks(
         raise CannotPackError("is masked by rules of its own")
     if torch.device(device).type == "meta":
         return _Masks(packing)
-    hidden, plain = [], True
     none = torch.zeros((), dtype=torch.long, device=device)
-    for start, length in packing.spans():
-        places = torch.arange(start, start + length, device=device)
-        seen = mask_function(none, none, places[:, None], places[None, :]).expand(length, length)
-        plain = plain and torch.equal(seen, places[:, None] >= places[None, :])
-        hidden.append(~seen)
-    return _Masks(packing, None if plain else hidden)
+    rows = [torch.arange(start, start + length, device=device) for start, length in packing.spans()]
+    # Where the last token of an example sees all before it, no window or chunk ends within the example.
+    last = [mask_function(none, none, places[-1:, None], places[None, :]).flatten() for places in rows]
+    if bool(torch.cat(last).all()):
+        return _Masks(packing)
+    return _Masks(packing, [~mask_function(none, none, places[:, None], places[None, :]) for places in rows])
 
 
 def _attention(
@@ -137,8 +139,7 @@ def _attention(
     if query.device.type == "cpu" and not dropout:
         out: torch.Tensor = _OnProcessor.apply(query, key, value, attention_mask, scale)
         return out, None
-    is_short = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and is_short and not dropout and attention_mask.hidden is None:
+    if query.is_cuda and not dropout and attention_mask.hidden is None and _has_flash_attention(query, key, value):
         return _by_flash_attention(query, key, value, attention_mask.packing, scale), None
     return _by_torch(query, key, value, attention_mask, dropout, scale), None
 
@@ -149,14 +150,37 @@ def _by_flash_attention(
     """The kernel for examples of any length that torch brings along; what is behind them counts as one more."""
     rest = query.shape[2] - sum(packing.lengths)
     lengths = (*packing.lengths, rest) if rest else packing.lengths
-    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
-    longest = max(lengths)
+    borders, longest = _borders(lengths, query.device), max(lengths)
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     out = varlen_attn(
         q, k, v, borders, borders, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=len(k[0]) < len(q[0])
     )
     assert isinstance(out, torch.Tensor)
     return out[None]
+
+
+@lru_cache(maxsize=8)
+def _borders(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Where examples begin and end; kept, because every layer asks for it."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _has_flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    heads = tuple((tensor.shape[1], tensor.shape[-1]) for tensor in (query, key, value))
+    return query.dtype in (torch.bfloat16, torch.float16) and _tried_flash(query.device, query.dtype, heads)
+
+
+@lru_cache(maxsize=8)
+def _tried_flash(device: torch.device, dtype: torch.dtype, heads: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the kernel works here, forward and backward, for so many heads of these sizes: not every GPU has it."""
+    q, k, v = (torch.ones(1, n, 4, size, dtype=dtype, device=device, requires_grad=True) for n, size in heads)
+    try:
+        with torch.enable_grad():
+            _by_flash_attention(q, k, v, Packing((3, 1)), 1.0).sum().backward()
+    except (RuntimeError, ValueError) as error:
+        log.info("no flash attention for packed rows here", exc_info=error)
+        return False
+    return True
 
 
 def _by_torch(
@@ -214,7 +238,8 @@ class _OnProcessor(torch.autograd.Function):
         for number, (start, length) in enumerate(masks.packing.spans()):
             q, k, v = _of_example(query, key, value, start, length, masks.packing.round_to)
             q.mul_(scale)
-            gradient = gradients[0][0, start : start + q.shape[1]].transpose(0, 1).contiguous()
+            gradient = gradients[0][0, start : start + q.shape[1]].transpose(0, 1)
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
             gradient[:, length:] = 0  # these queries belong to another example
             of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
             for first in range(0, length, _QUERIES_A_BLOCK):

@@ -29,7 +29,7 @@ MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 _CHECKPOINT = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
-_BETWEEN_BATCHES = 0.25  # seconds: shorter than anybody sees, and the longest of which a kill loses the steps
+_BETWEEN_BATCHES = 0.25  # seconds: shorter than anybody sees, and the most of which a kill loses the steps
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,10 @@ class Run:
             soon = self._batched and isinstance(event, Step)
             if not soon or time.monotonic() - self._appended_at >= _BETWEEN_BATCHES:
                 self._append_lines()
+            elif len(self._lines) == 1:  # the next step may take long
+                timer = threading.Timer(_BETWEEN_BATCHES, self.append_waiting)
+                timer.daemon = True
+                timer.start()
 
     @contextmanager
     def in_batches(self) -> Iterator[None]:
