@@ -8,8 +8,8 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import CHECKPOINTED, GROUPED, PADDED, TRL, TRL_PACKED
-from benchmarks.shapes import Shape
+from benchmarks.peers import CHECKPOINTED, GROUPED, PADDED, SHORT, TRL, TRL_PACKED
+from benchmarks.shapes import ON_GPU, Shape
 from benchmarks.speed_job import Job, Plan
 from benchmarks.speed_models import save_adapter, save_base
 from benchmarks.speed_rows import GRAFT
@@ -28,18 +28,22 @@ _WARM_UP = 1  # step
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of data; `batch` is smaller where rows are long, so that a step takes no longer."""
+    """A kind of data; `batch` is smaller where rows are long, so that a step takes no longer.
+
+    `own_best`: the peers that are measured at their own best micro-batch too.
+    """
 
     name: str
     raw_text: bool
     cutoff: int
     batch: int
+    own_best: tuple[str, ...] = (PADDED,)
 
 
 CASES = {
     case.name: case
     for case in (
-        Case("answers", False, 512, 32),
+        Case("answers", False, 512, 32, (PADDED, TRL, TRL_PACKED)),
         Case("text", True, 512, 32),
         Case("long-answers", False, 2048, 32),
         Case("long-text", True, 2048, 8),
@@ -51,7 +55,6 @@ CASES = {
 class Options:
     """How a table is measured; `data` and `text` are files of the user's in the place of the samples that ship."""
 
-    precision: str = "32-bit"
     rounds: int = 3
     steps: int = 1  # a round
     micro_batch: int = 4
@@ -59,7 +62,7 @@ class Options:
     seed: int = 42
     data: Path = _ROWS
     text: Path = _TEXT
-    every_best: bool = False  # every peer also at its own best micro-batch
+    own_best: tuple[str, ...] = (PADDED,)  # the peers that are measured at their own best micro-batch too
     same_allocator: bool = False  # the peers too get memory as Graft's worker does
     apart: bool = False  # one row after the other, not in turns
 
@@ -70,7 +73,9 @@ class Options:
 
 
 def make_job(shape: Shape, case: Case, options: Options, work: Path) -> Job:
-    """Data, model and LoRA in the folder `work`; returns Graft's row, from which the others differ in little.
+    """Data, model and LoRA in the folder `work`; returns Graft's row in 32 bits, of which all others are made.
+
+    A model for a GPU is left for each row to make there.
 
     Raises UserError where the data makes no batch, or the micro-batch does not divide it.
     """
@@ -87,13 +92,13 @@ def make_job(shape: Shape, case: Case, options: Options, work: Path) -> Job:
     plan.write(work / "plan.json")
     save_adapter(shape, Job.rank, options.seed, work / "adapter.safetensors")
     base = ""
-    if options.precision == "32-bit":
+    if shape not in ON_GPU:
         base = str(work / "base")
         save_base(shape, Path(base), options.seed)
     return Job(
         kind=GRAFT,
         shape=shape.name,
-        precision=options.precision,
+        precision="32-bit",
         base=base,
         adapter=str(work / "adapter.safetensors"),
         plan=str(work / "plan.json"),
@@ -136,10 +141,20 @@ def _text(path: Path, work: Path) -> Path:
     return copied
 
 
+def with_precision(job: Job, precision: str) -> Job:
+    """The same row in another precision, with a folder of its own."""
+    return replace(job, precision=precision, folder=str(Path(job.folder).parent / precision / "graft"))
+
+
 def peers(job: Job) -> list[Job]:
-    """The rows beside Graft's, at its micro-batch; TRL's where it is installed, with flash attention where that is."""
+    """The rows beside Graft's, at its micro-batch; TRL's where it is installed, with flash attention where that is.
+
+    In 16 bits on a processor only the kinds in SHORT.
+    """
     kinds = [PADDED, GROUPED, CHECKPOINTED]
     if importlib.util.find_spec("trl"):
         kinds += [TRL, TRL_PACKED]
-    flash = job.precision != "32-bit" and importlib.util.find_spec("flash_attn") is not None
+    if job.base and job.precision != "32-bit":
+        kinds = [kind for kind in kinds if kind in SHORT]
+    flash = not job.base and importlib.util.find_spec("flash_attn") is not None
     return [replace(job, kind=kind, flash=flash and kind in (TRL, TRL_PACKED)) for kind in kinds]

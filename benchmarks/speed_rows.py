@@ -38,8 +38,8 @@ def _graft(job: Job, talk: Talk) -> None:
     from training.runs import Run
     from training.trainer import Trainer
 
-    folder = Path(job.folder)
-    settings, folders = parse(_settings(job)), Folders(datasets=folder.parent, data_anywhere=True)
+    # Where the plan's data was prepared already, so that several rows may begin at once.
+    settings, folders = parse(_settings(job)), Folders(datasets=Path(job.plan).parent, data_anywhere=True)
     set_seed(job.seed)
     tokenizer = load_tokenizer(str(Folders.models / "starter"))
     data.set_template(tokenizer, settings, folders)
@@ -50,7 +50,7 @@ def _graft(job: Job, talk: Talk) -> None:
         base = make_base(SHAPES[job.shape], job.precision, "sdpa", job.seed)
     model, _ = add_method(base, settings, None)
     put_weights(model, job.adapter)
-    trainer = Trainer(Run(folder), settings, model, prepared, int(tokenizer.pad_token_id))
+    trainer = Trainer(Run(Path(job.folder)), settings, model, prepared, int(tokenizer.pad_token_id))
     plan, done, computed = Plan.read(job.plan), 0, TokenCount(model)
     for request in talk.requests():
         steps = []

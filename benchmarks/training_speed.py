@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.speed_cases import Case
 
 _QUICK = ("27M", "answers")
-_ON_GPU = ("16-bit", "4-bit")
+_ON_GPU, _ON_PROCESSOR = ("16-bit", "4-bit"), ("32-bit", "16-bit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +35,8 @@ def _compare(given: Sequence[str]) -> int:
     chosen = _parser().parse_args(given)
     try:
         _check(chosen)
-        for shape, case, precision in _tables(chosen):
-            _print_table(shape, case, precision, chosen)
+        for shape, case in _tables(chosen):
+            _print_table(shape, case, chosen)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case", action="append", choices=list(CASES), help="once for each that is wanted")
     parser.add_argument("--quick", action="store_true", help=f"only {' with '.join(_QUICK)}")
     parser.add_argument("--gpu", action="store_true", help="shapes of 1B and 8B on the GPU, in 16-bit and 4-bit (NF4)")
-    parser.add_argument("--precision", action="append", choices=_ON_GPU, help="only this one, with --gpu")
+    parser.add_argument("--precision", action="append", choices=(*_ON_PROCESSOR, "4-bit"), help="only this one")
     parser.add_argument("--data", type=Path, default=Options.data, help="a dataset in the place of the sample")
     parser.add_argument("--text", type=Path, default=Options.text, help="a text file in the place of the sample")
     parser.add_argument("--rounds", type=_count, default=Options.rounds)
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batch", type=_count, default=Options.micro_batch)
     parser.add_argument("--dropout", type=float, default=Options.dropout, help="of the LoRA")
     parser.add_argument("--seed", type=int, default=Options.seed)
-    parser.add_argument("--every-best", action="store_true", help="each peer at its own best micro-batch too")
+    parser.add_argument(
+        "--every-best", action="store_true", help="every peer at its own best micro-batch too, in all cases"
+    )
     parser.add_argument("--same-allocator", action="store_true", help="peers give memory back as Graft's worker does")
     parser.add_argument("--apart", action="store_true", help="one row after the other; always so on a GPU")
     return parser
@@ -81,8 +83,13 @@ def _check(chosen: argparse.Namespace) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("There is no GPU that torch can use on this computer: leave --gpu out.")
-    elif chosen.precision:
-        raise UserError("Without a GPU all is computed in 32 bits: leave --precision out, or add --gpu.")
+    usual = _ON_GPU if chosen.gpu else _ON_PROCESSOR
+    if wrong := [precision for precision in chosen.precision or [] if precision not in usual]:
+        raise UserError(
+            f"{wrong[0]} is measured {'without' if chosen.gpu else 'with'} --gpu: choose {' or '.join(usual)}."
+        )
+    if set(chosen.precision or []) == {"16-bit"} and not _computes_in_16_bits():
+        raise UserError("This processor has no products in 16 bits, so Graft computes in 32: choose 32-bit.")
     here = [shape.name for shape in (ON_GPU if chosen.gpu else ON_PROCESSOR)]
     if wrong := [name for name in chosen.model or [] if name not in here]:
         raise UserError(
@@ -90,25 +97,41 @@ def _check(chosen: argparse.Namespace) -> None:
         )
 
 
-def _tables(chosen: argparse.Namespace) -> Iterator[tuple[Shape, Case, str]]:
-    """Model, case and precision of each table."""
+def _computes_in_16_bits() -> bool:
+    import torch
+
+    from training.model import compute_dtype
+
+    return compute_dtype("16-bit") != torch.float32
+
+
+def _precisions(chosen: argparse.Namespace) -> list[str]:
+    """Those of each table; without 16 bits where Graft would compute in 32 all the same."""
+    wanted = list(dict.fromkeys(chosen.precision or (_ON_GPU if chosen.gpu else _ON_PROCESSOR)))
+    if "16-bit" in wanted and not _computes_in_16_bits():
+        print("16-bit is left out: this processor has no products in 16 bits", file=sys.stderr)
+        wanted.remove("16-bit")
+    return wanted
+
+
+def _tables(chosen: argparse.Namespace) -> Iterator[tuple[Shape, Case]]:
+    """Model and case of each table."""
     from benchmarks.speed_cases import CASES
 
     models = [shape.name for shape in (ON_GPU if chosen.gpu else ON_PROCESSOR)]
     quick_model, quick_case = (models[0] if chosen.gpu else _QUICK[0]), _QUICK[1]
     for name in chosen.model or ([quick_model] if chosen.quick else models):
         for case in chosen.case or ([quick_case] if chosen.quick else CASES):
-            for precision in (chosen.precision or _ON_GPU) if chosen.gpu else ("32-bit",):
-                yield SHAPES[name], CASES[case], precision
+            yield SHAPES[name], CASES[case]
 
 
-def _print_table(shape: Shape, case: Case, precision: str, chosen: argparse.Namespace) -> None:
-    from benchmarks.speed_cases import Options, make_job
+def _print_table(shape: Shape, case: Case, chosen: argparse.Namespace) -> None:
+    from benchmarks.peers import PEERS
+    from benchmarks.speed_cases import Options, make_job, with_precision
     from benchmarks.speed_rounds import measure
     from benchmarks.speed_table import heading, table
 
     options = Options(
-        precision=precision,
         rounds=chosen.rounds,
         steps=chosen.steps,
         micro_batch=chosen.micro_batch,
@@ -116,7 +139,7 @@ def _print_table(shape: Shape, case: Case, precision: str, chosen: argparse.Name
         seed=chosen.seed,
         data=chosen.data,
         text=chosen.text,
-        every_best=chosen.every_best,
+        own_best=PEERS if chosen.every_best else case.own_best,
         same_allocator=chosen.same_allocator,
         apart=chosen.apart or chosen.gpu,
     )
@@ -125,8 +148,10 @@ def _print_table(shape: Shape, case: Case, precision: str, chosen: argparse.Name
         print(f"{shape.name}, {case.name}: {words}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        job = make_job(shape, case, options, Path(folder))
-        measured = measure(job, options, tell)
+        job, measured = make_job(shape, case, options, Path(folder)), []
+        for precision in _precisions(chosen):
+            tell(precision)
+            measured.append(measure(with_precision(job, precision), options, tell))
         print(f"{heading(job, case, options, measured)}\n\n{table(measured)}\n", flush=True)
 
 

@@ -189,7 +189,7 @@ def _by_torch(
     """Torch's own function, an example at a time: it knows masks and dropout on every device."""
     spans = masks.packing.spans()
     outputs = [query.new_zeros(*query.shape[:2], query.shape[2] - sum(masks.packing.lengths), value.shape[-1])]
-    if query.is_meta:  # whose results nobody reads: all of the row at once
+    if query.is_meta and not dropout:  # results that nobody reads, and as much memory: all of the row at once
         spans, outputs = [(0, query.shape[2])], []
     for number, (start, length) in reversed(list(enumerate(spans))):
         mask = None if masks.hidden is None else ~masks.hidden[number]
