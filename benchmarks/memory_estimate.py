@@ -42,13 +42,13 @@ CASES = (
     Case("llama-130m-32k", {"micro_batch_size": 8, "cutoff_length": 128}),
     Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512}),
     Case("llama-130m-32k", {"micro_batch_size": 2, "cutoff_length": 1024}),
-    Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "gradient_checkpointing": True}),
+    Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "gradient_checkpointing": "always"}),
     Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "precision": "16-bit"}),
     Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "precision": "8-bit"}),
     Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "precision": "4-bit"}),
     Case(
         "llama-130m-32k",
-        {"micro_batch_size": 4, "cutoff_length": 512, "precision": "4-bit", "gradient_checkpointing": True},
+        {"micro_batch_size": 4, "cutoff_length": 512, "precision": "4-bit", "gradient_checkpointing": "always"},
     ),
     Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "dora": True}),
     Case("llama-130m-32k", {"micro_batch_size": 4, "cutoff_length": 512, "method": "IA3"}),
@@ -180,7 +180,7 @@ def measure(case: Case, root: Path) -> dict[str, int]:
     libraries = _now()
     base = models.load_base(str(root / "models" / case.base), settings)
     loading = peak()
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing == "always":
         base.activation_checkpointing_enable()
     trainable = attach(base, settings)
     loaded = _now()

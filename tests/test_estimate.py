@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
@@ -28,6 +29,7 @@ from training.methods import attach, parameter_counts
 from training.model import load_base
 from training.optimization import make_optimizer
 from training.paths import Folders
+from training.settings import ALWAYS
 from training.skeleton import skeleton
 
 MIB = 2**20
@@ -139,6 +141,10 @@ def test_optimizer_keeps_as_much_as_said(optimizer: str) -> None:
     assert optimizer_bytes(list(model), optimizer) == kept
 
 
+def test_fused_step_needs_nothing_besides() -> None:
+    assert step_bytes([torch.empty(100, device="meta")], "adamw_torch_fused", is_gpu=True) == 0
+
+
 def test_step_of_torch_on_a_gpu_works_on_all_tensors_at_once() -> None:
     tensors = [torch.empty(100, device="meta"), torch.empty(50, device="meta")]
     assert step_bytes(tensors, "adamw_torch", is_gpu=True) == 150 * 4
@@ -189,9 +195,22 @@ def test_every_family_can_be_counted(
 
 def test_checkpointing_and_smaller_micro_batches_need_less(folders: Folders) -> None:
     usual = numbers(folders, cutoff_length=512).memory
-    assert numbers(folders, cutoff_length=512, gradient_checkpointing=True).memory.activations < usual.activations
+    assert numbers(folders, cutoff_length=512, gradient_checkpointing=ALWAYS).memory.activations < usual.activations
     assert numbers(folders, cutoff_length=512, micro_batch_size=1).memory.activations < 0.6 * usual.activations
     assert numbers(folders, longest=128, cutoff_length=512).memory.activations < 0.3 * usual.activations
+
+
+def test_what_is_offloaded_takes_nothing_of_a_gpu(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a processor's memory it would take as much."""
+    sizes = {}
+    for is_gpu in (True, False):
+        device = Hardware("a device", is_gpu, 8 * 2**30, torch.float32)
+        monkeypatch.setattr(module, "this_hardware", lambda device=device: device)
+        for offloads in (True, False):
+            found = numbers(folders, cutoff_length=512, micro_batch_size=4, offload_activations=offloads)
+            sizes[is_gpu, offloads] = found.memory.activations
+    assert sizes[False, True] == sizes[False, False]
+    assert sizes[True, True] < 0.7 * sizes[True, False]
 
 
 def test_steps_are_told_where_the_examples_are_known(folders: Folders) -> None:
@@ -212,15 +231,35 @@ def test_gpu_is_asked_without_torch(tmp_path: Path) -> None:
         program.write_text(f"#!/bin/sh\necho 'A GPU 4090, 24564, {capability}'\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         assert hardware._gpu(str(program)) == Hardware("A GPU 4090", True, 24564 * MIB, compute)
+    program.write_text("#!/bin/sh\necho 'An APU, [N/A], 12.1'\n")
+    assert hardware._gpu(str(program)) == Hardware("An APU", True, None, torch.bfloat16)
     program.write_text("#!/bin/sh\nexit 9\n")
     assert hardware._gpu(str(program)).total is None
     assert hardware._gpu(None).total is None
 
 
+def test_what_is_free_is_told_of_the_device_a_training_would_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert 0 < (hardware.free_memory() or 0) <= psutil.virtual_memory().total
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$1" = --query-gpu=memory.free ] && echo 7000\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware.shutil, "which", lambda _: str(program))
+    assert hardware.free_memory() == 7000 * MIB
+    program.write_text("#!/bin/sh\nsleep 9\n")
+    monkeypatch.setattr(hardware, "_PATIENCE", 0.01)
+    assert hardware.free_memory() is None
+    monkeypatch.setattr(hardware.shutil, "which", lambda _: None)
+    assert hardware.free_memory() is None
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(this_hardware().is_gpu, reason="the measurement is of a processor's memory")
 @pytest.mark.parametrize(
-    "changes", [{"micro_batch_size": 4}, {"micro_batch_size": 4, "gradient_checkpointing": True}], ids=str
+    "changes", [{"micro_batch_size": 4}, {"micro_batch_size": 4, "gradient_checkpointing": ALWAYS}], ids=str
 )
 def test_memory_is_within_15_percent_of_a_real_training(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Of a process that trains a model of 25 million parameters two steps long."""

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from tests.tiny import add_base, add_dataset, make_folders, make_settings
+from training import hardware
 from training.errors import SettingsError
 from training.estimate import Estimate, Memory, Steps
+from training.gradient_checkpointing import Decision
 from training.hardware import Hardware
 from training.paths import Folders
 from ui.estimate_box import EstimateBox, box_html, estimate_html
 
 GIB = 2**30
+OFF, ON = Decision(False, "it fits"), Decision(True, "12 GB are <b>more</b> than 8 GB")
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def made_up(total: int | None = 24 * GIB) -> Estimate:
 
 
 def test_says_what_is_trained_and_how_large_it_gets() -> None:
-    html = box_html(made_up(), make_settings())
+    html = box_html(made_up(), make_settings(), OFF)
     assert "<strong>17.8 million</strong> of 8.05 billion parameters are trained (0.22 %)" in html
     assert "the adapter takes 71 MB, a checkpoint 214 MB" in html
     assert "About 12.0 GB of 24.0 GB on a GPU &lt;b&gt;: it fits." in html
@@ -68,7 +71,7 @@ def test_says_what_is_trained_and_how_large_it_gets() -> None:
     ],
 )
 def test_colour_follows_how_full_the_device_gets(total: int | None, state: str, sentence: str) -> None:
-    html = box_html(made_up(total), make_settings())
+    html = box_html(made_up(total), make_settings(), OFF)
     assert f'class="estimate-memory estimate-{state}"' in html and sentence in html
     widths = [float(width) for width in re.findall(r'<i style="width:([\d.]+)%"', html)]
     filled = 12 * GIB / max(12 * GIB, total or 0)
@@ -76,8 +79,38 @@ def test_colour_follows_how_full_the_device_gets(total: int | None, state: str, 
     assert ("<s style" in html) == (state == "over")  # where the device ends
 
 
+def test_gradient_checkpointing_is_told_with_its_reason() -> None:
+    html = box_html(made_up(), make_settings(), ON)
+    assert "on a GPU &lt;b&gt; with gradient checkpointing: it fits." in html
+    assert "Gradient checkpointing is on: 12 GB are &lt;b&gt;more&lt;/b&gt; than 8 GB." in html
+    html = box_html(made_up(), make_settings(gradient_checkpointing="always"), ON)
+    assert "with gradient checkpointing: it fits." in html and "is on" not in html  # whoever asked for it knows why
+    assert "gradient checkpointing" not in box_html(made_up(), make_settings(), OFF).lower()
+
+
+@pytest.mark.parametrize(
+    ("decision", "method", "offered"),
+    [(OFF, "LoRA", True), (ON, "LoRA", False), (OFF, "prefix tuning", False), (OFF, "full fine-tuning", True)],
+)
+def test_gradient_checkpointing_is_proposed_where_it_is_off_and_can_be_on(
+    decision: Decision, method: str, offered: bool
+) -> None:
+    html = box_html(made_up(10 * GIB), make_settings(method=method), decision)
+    assert ("set gradient checkpointing to always, or" in html) is offered
+
+
+def test_the_box_shows_what_the_training_will_decide(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "free_memory", lambda: GIB // 2)
+    assert "with gradient checkpointing" in estimate_html(folders, values(cutoff_length=512))
+    assert "with gradient checkpointing" not in estimate_html(
+        folders, values(cutoff_length=512, gradient_checkpointing="never")
+    )
+    monkeypatch.setattr(hardware, "free_memory", lambda: 64 * GIB)
+    assert "with gradient checkpointing" not in estimate_html(folders, values(cutoff_length=512))
+
+
 def test_whole_model_has_its_own_words() -> None:
-    html = box_html(replace(made_up(10 * GIB), steps=None), make_settings(method="full fine-tuning"))
+    html = box_html(replace(made_up(10 * GIB), steps=None), make_settings(method="full fine-tuning"), OFF)
     assert "the whole model takes" in html and "or train a LoRA" in html
     assert "steps" not in html
 

@@ -22,7 +22,7 @@ from training.paths import Folders
 from training.remedies import remedies
 from training.run_state import Status
 from training.runs import Run
-from training.settings import Settings
+from training.settings import ALWAYS, Settings
 
 if TYPE_CHECKING:
     from tests.conftest import Visit
@@ -138,5 +138,5 @@ def test_memory_that_runs_out_for_good_offers_what_would_make_it_fit(
     expect(page.locator("#form-message")).to_contain_text("'starved' goes on with Gradient checkpointing.")
     expect_training(page, "starved")
     expect(page.locator("#monitor-remedies")).to_be_hidden()
-    assert run.settings().gradient_checkpointing and not Settings.model_fields["gradient_checkpointing"].default
+    assert run.settings().gradient_checkpointing == ALWAYS != Settings.model_fields["gradient_checkpointing"].default
     seen.assert_clean()

@@ -80,7 +80,13 @@ SPEED = "; 1,420 tokens a second; about 26 minutes in all"
         (
             NOTHING,
             "Not even one example at a time fits in the 1.0 GB that are free in main memory: lower the cutoff length, "
-            "tick gradient checkpointing or load the model in 4-bit.",
+            "set gradient checkpointing to always or load the model in 4-bit.",
+            None,
+        ),
+        (
+            NOTHING.model_copy(update={"gradient_checkpointing": True}),
+            "Not even one example at a time fits in the 1.0 GB that are free in main memory: lower the cutoff length "
+            "or load the model in 4-bit.",
             None,
         ),
     ],

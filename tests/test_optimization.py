@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames
 
 from tests.tiny import make_model, make_settings
 from training.errors import UserError
-from training.optimization import make_optimizer, make_scheduler, warmup_steps
+from training.optimization import implementation, make_optimizer, make_scheduler, warmup_steps
 from training.settings import FOLLOW_EVALUATION, Optimizer, Scheduler
 
 RATE = 3e-4
@@ -105,6 +105,50 @@ def test_every_optimizer_makes_a_step_or_says_why_not(name: str) -> None:
         optimizer.step()
     moved = (trained - before).abs().max().item()
     assert math.isfinite(moved) and moved > 0
+
+
+def stepped(fused: bool, weight_decay: float = 0.1) -> list[torch.Tensor]:
+    """Weights after five steps on the same gradients."""
+    model = torch.nn.ParameterList(
+        [torch.nn.Parameter(torch.linspace(-1, 1, n).sin().view(shape)) for n, shape in ((4096, (64, 64)), (7, (7,)))]
+    )
+    settings = make_settings(optimizer="adamw_torch", learning_rate=1e-2, weight_decay=weight_decay)
+    optimizer = make_optimizer(model, settings)  # type: ignore[arg-type]
+    assert optimizer.param_groups[0]["fused"] is True
+    if not fused:
+        optimizer = torch.optim.AdamW(model, lr=1e-2, weight_decay=weight_decay, foreach=False)
+    for step in range(5):
+        for parameter in model:
+            parameter.grad = torch.cos(parameter.detach() * (step + 3))
+        optimizer.step()
+    return [p.detach() for p in model]
+
+
+def test_adamw_is_fused_and_the_same() -> None:
+    for fused, plain in zip(stepped(True), stepped(False), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-6, atol=1e-7)
+    assert all(torch.equal(a, b) for a, b in zip(stepped(True), stepped(True), strict=True))
+
+
+def test_fused_adamw_is_kept_from_float16_whose_skipped_steps_must_be_seen() -> None:
+    for name in ("adamw_torch", "adamw_torch_fused"):
+        assert implementation(name, torch.float16) == "adamw_torch"
+        assert implementation(name, torch.bfloat16) == implementation(name, torch.float32) == "adamw_torch_fused"
+    assert implementation("adamw_8bit", torch.float16) == "adamw_8bit"
+
+
+def test_a_checkpoint_of_the_plain_adamw_is_gone_on_from() -> None:
+    """It goes on as it began, so that the rest of the training is bit for bit what it would have been."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    model = torch.nn.ParameterList([parameter])
+    before = torch.optim.AdamW([parameter], lr=RATE)
+    parameter.grad = torch.ones(3)
+    before.step()
+    after = make_optimizer(model, make_settings(optimizer="adamw_torch"))  # type: ignore[arg-type]
+    after.load_state_dict(before.state_dict())
+    assert after.param_groups[0]["fused"] is None
+    after.step()
+    assert after.state[parameter]["step"] == 2
 
 
 def test_weight_decay_is_handed_on() -> None:

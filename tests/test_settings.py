@@ -152,6 +152,8 @@ def test_choices_are_known_to_transformers() -> None:
         ({"prefer_newline_cut": 5, "prefer_line_cut": 6}, {"prefer_line_cut": 6}),
         ({"dataset": " d.json ", "raw_text": ""}, {"dataset": ["d.json"], "raw_text": []}),
         ({"raw_text": "t.txt"}, {"raw_text": ["t.txt"]}),
+        ({"gradient_checkpointing": True}, {"gradient_checkpointing": "always"}),
+        ({"gradient_checkpointing": False}, {"gradient_checkpointing": "when memory needs it"}),
     ],
 )
 def test_settings_of_earlier_versions_are_read(old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -181,7 +183,7 @@ def test_layers_are_read_from_their_range(text: str, layers: list[int] | None) -
         ({"initialization": "PiSSA", "train_fully": ["lm_head"]}, "initialization"),
         ({"method": "prompt tuning", "new_tokens": ["<a>"]}, "new_tokens"),
         ({"target_pattern": ".*q_proj", "layer_range": "0-1"}, "layer_range"),
-        ({"method": "prefix tuning", "gradient_checkpointing": True}, "gradient_checkpointing"),
+        ({"method": "prefix tuning", "gradient_checkpointing": "always"}, "gradient_checkpointing"),
         ({"initialization": "PiSSA", "precision": "8-bit"}, "initialization"),
         ({"initialization": "OLoRA", "dora": True}, "initialization"),
         ({"initialization": "LoftQ"}, "initialization"),
@@ -195,4 +197,5 @@ def test_what_a_method_cannot_be_combined_with_is_told(values: dict[str, Any], a
 
 def test_what_does_not_belong_to_the_method_is_no_problem() -> None:
     parse({"method": "IA3", "initialization": "LoftQ"})
+    parse({"method": "prefix tuning", "gradient_checkpointing": "when memory needs it"})
     parse({"initialization": "EVA", "start_from": "mine", "start_as": "merge it into the base"})

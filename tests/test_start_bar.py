@@ -146,11 +146,11 @@ def test_a_remedy_goes_on_at_once(opened: Opened) -> None:
     run = create_run(opened.folders, make_settings(name="a"))
     (run.folder / "checkpoint-5").mkdir()
     run.set_state(Status.FAILED)
-    shown = take(opened, Remedy("Gradient checkpointing", 1, {"gradient_checkpointing": True}, True))
+    shown = take(opened, Remedy("Gradient checkpointing", 1, {"gradient_checkpointing": "always"}, True))
     assert "goes on with Gradient checkpointing." in shown[opened.bar.message]
-    assert run.state().status is Status.QUEUED and run.settings().gradient_checkpointing
+    assert run.state().status is Status.QUEUED and run.settings().gradient_checkpointing == "always"
     with pytest.raises(gr.Error, match="waits in the queue"):
-        take(opened, Remedy("Gradient checkpointing", 1, {"gradient_checkpointing": True}, True))
+        take(opened, Remedy("Gradient checkpointing", 1, {"gradient_checkpointing": "always"}, True))
 
 
 def test_a_remedy_that_needs_a_new_training_fills_the_form(opened: Opened) -> None:

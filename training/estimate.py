@@ -25,22 +25,23 @@ from training.memory_model import (
     step_bytes,
     trained_tensors,
 )
-from training.memory_trace import Micro, loss_on, step_peak
+from training.memory_trace import ELSEWHERE, Micro, loss_on, step_peak
 from training.methods import CHANGES_BASE, TrainableModel, attach, parameter_counts, patterns
 from training.model import load_tokenizer
 from training.model_facts import CONFIG, facts_of
 from training.modules import layer_count
-from training.optimization import warmup_steps
+from training.offload import offload_activations
+from training.optimization import implementation, warmup_steps
 from training.schedule import Schedule
-from training.settings import FULL, Group, Settings
+from training.settings import ALWAYS, FULL, Group, Settings
 from training.settings_info import describe
 from training.skeleton import skeleton
 
 GB = 10**9
-_LIBRARIES_ON_GPU = 0.5 * GB  # CUDA's own context and the kernels that are loaded into it
+LIBRARIES_ON_GPU = GB // 2  # CUDA's own context and the kernels that are loaded into it
 _LIBRARIES_ON_CPU = 0.55 * GB  # the training process before it loads a model
 _GROUPS = (Group.MODEL, Group.METHOD, Group.TARGETS)
-_MORE_SETTINGS = ("gradient_checkpointing", "optimizer", "label_smoothing")
+_MORE_SETTINGS = ("gradient_checkpointing", "offload_activations", "optimizer", "label_smoothing")
 # These families go through a text token by token in Python: a short text tells what a long one takes.
 _TOKEN_BY_TOKEN = ("mamba", "falcon_mamba")
 _SHORT_TEXTS = (32, 64)  # tokens
@@ -104,7 +105,8 @@ def estimate(
 
     `examples` to train on and the `longest` of them in tokens are taken from a check of the data where there was one;
     else the micro-batch is reckoned with at the cutoff length. `earlier` is the adapter that is trained further. Every
-    token is taken for trained: where only answers are, the logits' share of the memory is smaller.
+    token is taken for trained: where only answers are, the logits' share of the memory is smaller. Gradient
+    checkpointing is reckoned with where the settings say always.
     """
     hardware = this_hardware()
     tokens = min(settings.cutoff_length, longest or settings.cutoff_length)
@@ -177,10 +179,12 @@ def _plan(source: str, _changed: int, settings_json: str, hardware: Hardware, ea
     file_size, as_stored = _files(source, next(base.parameters()).dtype)
     kept_as_stored = sum(p.nbytes for p in base.parameters()) - sum(weight.nbytes for weight in packed)
     layers = _layers(base)
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing == ALWAYS:
         base.activation_checkpointing_enable()
     base.requires_grad_(False)
     model = _continued(base, earlier, settings) if earlier else attach(base, settings)
+    if settings.offload_activations and hardware.is_gpu:
+        offload_activations(model, ELSEWHERE)
     trainable, parameters = parameter_counts(model)
     tensors = trained_tensors(model)
     weights = sum(t.numel() * t.element_size() for t in tensors)
@@ -204,7 +208,7 @@ def _plan(source: str, _changed: int, settings_json: str, hardware: Hardware, ea
         trained=0 if settings.method == FULL else weights,
         gradients=weights,
         optimizer=optimizer,
-        step=step_bytes(tensors, settings.optimizer, is_gpu=hardware.is_gpu),
+        step=step_bytes(tensors, implementation(settings.optimizer, compute), is_gpu=hardware.is_gpu),
         loading=0 if hardware.is_gpu or packed or as_stored else file_size,
         files=max(0, file_size - kept_as_stored) if packed and as_stored and not hardware.is_gpu else 0,
     )
@@ -278,7 +282,7 @@ def _activations(plan: _Plan, micro: Micro) -> int:
 
 def _memory(plan: _Plan, activations: int) -> Memory:
     """The fullest moment: within a step, at the optimizer's, or while the model is loaded."""
-    libraries = int(_LIBRARIES_ON_GPU if plan.device.is_gpu else _LIBRARIES_ON_CPU)
+    libraries = int(LIBRARIES_ON_GPU if plan.device.is_gpu else _LIBRARIES_ON_CPU)
     always = plan.base + plan.trained + plan.optimizer
     peak = max(always + activations, always + plan.gradients + plan.step, plan.base + plan.loading)
     trained = plan.trained + plan.optimizer + plan.gradients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ import psutil
 import torch
 
 from training.model import compute_dtype
+
+_PATIENCE = 10.0  # seconds
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,38 @@ def this_hardware() -> Hardware:
     return Hardware("this computer", False, psutil.virtual_memory().total, compute_dtype("16-bit"))
 
 
+def free_memory() -> int | None:
+    """Bytes that a process begun now could have where a training would run; None where the system does not tell."""
+    if not torch.cuda.is_available():
+        return psutil.virtual_memory().available
+    answer = _ask(shutil.which("nvidia-smi"), "memory.free")
+    return _bytes(answer[0]) if answer else None
+
+
 def _gpu(nvidia_smi: str | None) -> Hardware:
-    if nvidia_smi is None:
+    answer = _ask(nvidia_smi, "name,memory.total,compute_cap")
+    if answer is None:
         return Hardware("the GPU", True, None, torch.bfloat16)
-    number = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-    query = ["--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits", f"--id={number}"]
-    answer = subprocess.run([nvidia_smi, *query], capture_output=True, text=True, check=False, timeout=10)
-    if answer.returncode:
-        return Hardware("the GPU", True, None, torch.bfloat16)
-    name, mebibytes, capability = (part.strip() for part in answer.stdout.splitlines()[0].split(","))
+    name, mebibytes, capability = answer
     # Those before Ampere compute bfloat16 by emulation only, which training does without.
     compute = torch.bfloat16 if float(capability) >= 8 else torch.float16
-    return Hardware(name, True, int(mebibytes) * 2**20, compute)
+    return Hardware(name, True, _bytes(mebibytes), compute)
+
+
+def _ask(nvidia_smi: str | None, what: str) -> list[str] | None:
+    """What nvidia-smi says of the first GPU that a training would see; None where it does not."""
+    if nvidia_smi is None:
+        return None
+    number = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    query = [nvidia_smi, f"--query-gpu={what}", "--format=csv,noheader,nounits", f"--id={number}"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:  # a driver that hangs must not end a training
+        log.warning("nvidia-smi gives no answer")
+        return None
+    return [part.strip() for part in answer.stdout.splitlines()[0].split(",")] if not answer.returncode else None
+
+
+def _bytes(mebibytes: str) -> int | None:
+    """A GPU that shares the main memory has none of its own to tell of."""
+    return int(mebibytes) * 2**20 if mebibytes.isdigit() else None

@@ -9,14 +9,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training import model
 from training.earlier import continue_adapter
 from training.methods import TrainableModel, attach
-from training.settings import Settings
+from training.settings import ALWAYS, Settings
 
 
 def prepare_base(source: str, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> PreTrainedModel:
-    """The base model with room for the tokenizer's tokens; raises UserError when it cannot be loaded."""
+    """The base model with room for the tokenizer's tokens; raises UserError when it cannot be loaded.
+
+    Gradient checkpointing is on where the settings say always: when memory needs it is decided before.
+    """
     base = model.load_base(source, settings)
     model.fit_embeddings(base, tokenizer)
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing == ALWAYS:
         base.activation_checkpointing_enable()
     return base
 

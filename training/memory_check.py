@@ -25,6 +25,7 @@ from training.adapters import earlier_adapter
 from training.base_models import locate_base_model
 from training.earlier import training_tokenizer
 from training.errors import UserError
+from training.gradient_checkpointing import decide
 from training.loading import add_method, prepare_base
 from training.memory_checks import REPORT_FILE, REQUEST_FILE, Report, Request, Tried, spare_memory
 from training.paths import write_atomically
@@ -253,7 +254,10 @@ def measure(folder: Path, request: Request, report: Report, tell: Callable[[], N
     report.doing = "loading the model"
     tell()
     earlier = earlier_adapter(folders, settings) if settings.start_from else None
-    trainable, _ = add_method(prepare_base(source, tokenizer, settings), settings, earlier)
+    decision = decide(settings, source, prepared.train, earlier)
+    report.gradient_checkpointing = decision.on
+    base = prepare_base(source, tokenizer, decision.applied_to(settings))
+    trainable, _ = add_method(base, settings, earlier)
     trainer = Trainer(Run(folder), settings, trainable, prepared, int(tokenizer.pad_token_id))
     MemorySearch(trainer, prepared, gauge).run(settings, report, tell)
 

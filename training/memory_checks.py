@@ -58,6 +58,7 @@ class Report(BaseModel):
     asked: int = 0  # the micro-batch size of the settings
     most: int = 0  # examples that can be in a micro-batch: the batch size, or all there are
     longest: int = 0  # tokens of the longest example
+    gradient_checkpointing: bool = False  # whether it is on, as in a training of these settings
     on_gpu: bool = False
     free: int = 0  # bytes that were free before the model was loaded
     total: int = 0  # bytes of the device

@@ -84,8 +84,11 @@ def _rows_and_columns(shape: torch.Size) -> int:
 
 
 def step_bytes(tensors: list[torch.Tensor], optimizer: str, *, is_gpu: bool) -> int:
-    """What a step of the optimizer needs for a moment: torch's own on a GPU work on all tensors at once."""
-    if not tensors:
+    """What a step of the optimizer, by its implementation, needs for a moment.
+
+    Torch's own on a GPU work on all tensors at once.
+    """
+    if not tensors or optimizer == "adamw_torch_fused":  # its kernel needs no other tensors
         return 0
     is_torch = optimizer in ("adamw_torch", "rmsprop", "adagrad", "sgd")
     if is_gpu and is_torch:

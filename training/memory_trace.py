@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.batches import PackedRow, PaddedRows
@@ -23,6 +24,12 @@ from training.device_rules import Device, DeviceRules
 from training.loss import ExampleLoss
 from training.methods import TrainableModel
 from training.packed_attention import Packing
+
+# Where what is offloaded waits: it is counted no more until it is brought back.
+ELSEWHERE = saved_tensors_hooks(
+    lambda tensor: (tensor.shape, tensor.dtype),
+    lambda kept: torch.empty(kept[0], dtype=kept[1], device="meta"),
+)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from training.checkpoints import newest_whole_checkpoint, save_initial_adapter
 from training.earlier import training_tokenizer
 from training.errors import Diverged
 from training.events import Downloading, Note, Preparing
+from training.gradient_checkpointing import Decision, decide
 from training.hub import DownloadStopped, Wanted, download
 from training.loading import add_method, prepare_base
 from training.merging import merge
@@ -29,7 +30,7 @@ from training.receipt import Receipt, last_receipt, make_receipt, write_receipt
 from training.results import Kept, after_divergence, keep_result, save_tokenizer
 from training.run_state import Status
 from training.runs import Checkpoint, Run
-from training.settings import FULL, Settings
+from training.settings import FULL, WHEN_NEEDED, Settings
 from training.trainer import Trainer
 
 _FEW_STEPS = 10  # with a warm-up among them, fewer leave no trace
@@ -67,8 +68,9 @@ def train_run(run: Run, folders: Folders) -> bool:
         ready = processes.first_then_others(lambda: _make_ready(run, folders))
         if ready is None or not all(processes.gathered(ready is not None)):
             return False
-        trainable = processes.together(lambda: _model_to_train(run, ready))
-        return _train(run, ready, trainable)
+        decision = processes.together(lambda: _checkpointing(run, ready))
+        trainable = processes.together(lambda: _model_to_train(run, ready, decision))
+        return _train(run, ready, trainable, decision)
 
 
 def _make_ready(run: Run, folders: Folders) -> _Ready | None:
@@ -104,14 +106,22 @@ def _place_to_go_on_from(run: Run) -> Checkpoint | None:
     return left[-1] if left else None
 
 
-def _model_to_train(run: Run, ready: _Ready) -> TrainableModel:
-    trainable = _load_model(run, ready)
+def _checkpointing(run: Run, ready: _Ready) -> Decision:
+    """Whether gradient checkpointing is on, which the user is told where memory asks for it."""
+    decision = decide(ready.settings, ready.source, ready.prepared.train, ready.earlier)
+    if decision.on and ready.settings.gradient_checkpointing == WHEN_NEEDED:
+        run.append(Note(text=f"Gradient checkpointing is on: {decision.because}."))
+    return decision
+
+
+def _model_to_train(run: Run, ready: _Ready, decision: Decision) -> TrainableModel:
+    trainable = _load_model(run, ready, decision)
     if not ready.checkpoint and not ready.earlier:
         _initialize(run, trainable, ready)
     return trainable
 
 
-def _train(run: Run, ready: _Ready, trainable: TrainableModel) -> bool:
+def _train(run: Run, ready: _Ready, trainable: TrainableModel, decision: Decision) -> bool:
     """Train what is loaded, and leave the result and the receipt behind."""
     settings, prepared, checkpoint = ready.settings, ready.prepared, ready.checkpoint
     trainer = Trainer(run, settings, trainable, prepared, ready.pad_token_id)
@@ -121,6 +131,7 @@ def _train(run: Run, ready: _Ready, trainable: TrainableModel) -> bool:
             Note(level="warning", text="The data has changed since this run began: it goes on with the new data.")
         )
     receipt = make_receipt(settings, trainer, ready.tokenizer, prepared)
+    receipt.gradient_checkpointing, receipt.gradient_checkpointing_because = decision.on, decision.because
     receipt.continued_from_step = checkpoint.step if checkpoint else None
     # Also where that part was killed before its first checkpoint.
     again = before is not None and before.further and before.continued_from_step == receipt.continued_from_step
@@ -230,12 +241,12 @@ def _prepare_data(
     return prepared
 
 
-def _load_model(run: Run, ready: _Ready) -> TrainableModel:
+def _load_model(run: Run, ready: _Ready, decision: Decision) -> TrainableModel:
     """What is trained: new, as an earlier adapter left it, or as the run's own checkpoint did."""
     settings, checkpoint = ready.settings, ready.checkpoint
     is_whole = settings.method == FULL
     source = str(checkpoint.folder) if checkpoint and is_whole else ready.source
-    base = prepare_base(source, ready.tokenizer, settings)
+    base = prepare_base(source, ready.tokenizer, decision.applied_to(settings))
     if not is_whole and has_fused_experts(base):
         run.append(Note(text=_EXPERTS))
     if checkpoint and not is_whole and not is_saved_otherwise(settings):

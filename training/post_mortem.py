@@ -30,6 +30,7 @@ _OUT_OF_MEMORY = (
     "Cannot allocate memory",
     "bad_alloc",
     "bad alloc",
+    "could not create a primitive",  # oneDNN, which computes 16 bits on a processor, says no more
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "could not create a memory object",

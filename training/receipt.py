@@ -47,6 +47,8 @@ class Receipt(BaseModel):
     all_parameters: int
     compute_precision: str
     attention: str
+    gradient_checkpointing: bool = False
+    gradient_checkpointing_because: str = ""
     padded_because: str = ""  # why examples were padded; nothing where they shared rows without padding
     base_model_hash: str | None  # the Hub's commit, for a downloaded model
     chat_template: str

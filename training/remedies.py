@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from training.parsing import parse
 from training.paths import Folders
 from training.run_store import MAY_CHANGE
 from training.runs import Run
-from training.settings import FULL, Settings
+from training.settings import ALWAYS, FULL, WHEN_NEEDED, Settings
 
 _WORTH_NAMING = 0.03  # share of the memory that a change saves at least
 _SHORTEST_CUTOFF = 64  # tokens
@@ -32,6 +33,8 @@ class Remedy:
 def remedies(run: Run, folders: Folders) -> list[Remedy]:
     """What would make the run need less, in order of gain; nothing where its model cannot be reckoned with."""
     settings = run.settings().model_copy(update={"trust_remote_code": False})  # no such code runs in the page's process
+    if settings.gradient_checkpointing == WHEN_NEEDED and was_on(run):
+        settings = settings.model_copy(update={"gradient_checkpointing": ALWAYS})
     try:
         source = locate_base_model(folders, settings.base_model)
         if not Path(source).is_dir():
@@ -53,8 +56,8 @@ def remedies(run: Run, folders: Folders) -> list[Remedy]:
 def _candidates(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
     """Changes that may help, with their names."""
     found: list[tuple[str, dict[str, Any]]] = []
-    if not settings.gradient_checkpointing:
-        found.append(("Gradient checkpointing", {"gradient_checkpointing": True}))
+    if settings.gradient_checkpointing != ALWAYS:
+        found.append(("Gradient checkpointing", {"gradient_checkpointing": ALWAYS}))
     if settings.micro_batch_size > 1:
         found.append(("Micro-batch size 1", {"micro_batch_size": 1}))
     if settings.cutoff_length >= 2 * _SHORTEST_CUTOFF:
@@ -70,6 +73,14 @@ def _candidates(settings: Settings) -> list[tuple[str, dict[str, Any]]]:
     if not settings.optimizer.endswith("_8bit"):
         found.append(("Optimizer adamw_8bit", {"optimizer": "adamw_8bit"}))
     return found
+
+
+def was_on(run: Run) -> bool:
+    """Whether memory had asked for gradient checkpointing when the run was trained last."""
+    try:
+        return bool(json.loads(run.receipt_file.read_text(encoding="utf-8"))["gradient_checkpointing"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # it ended before it had a receipt, or that is of an earlier version
 
 
 def _memory(settings: Settings, source: str) -> int:

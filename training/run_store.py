@@ -34,6 +34,7 @@ MAY_CHANGE = {
     "stop_at_loss",
     "micro_batch_size",
     "gradient_checkpointing",
+    "offload_activations",
     "retry_smaller",
     "gpus",
     "learning_rate",

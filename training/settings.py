@@ -86,6 +86,10 @@ Optimizer = Literal[
     "adagrad",
     "sgd",
 ]
+Checkpointing = Literal["when memory needs it", "always", "never"]
+ALWAYS: Checkpointing = "always"
+WHEN_NEEDED: Checkpointing = "when memory needs it"
+NEVER: Checkpointing = "never"
 FOLLOW_EVALUATION: tuple[Scheduler, ...] = ("reduce_lr_on_plateau", "greedy")
 LORA: tuple[Method, ...] = ("LoRA",)
 _RANKED: tuple[Method, ...] = ("LoRA", "VeRA", "LoHa", "LoKr")
@@ -131,7 +135,7 @@ class Settings(BaseModel):
         "16-bit",
         "Load in",
         "4-bit takes about a quarter of the memory of 16-bit and learns nearly as well, a little slower. "
-        "A processor computes 16-bit only if it has bfloat16, else 32-bit.",
+        "A processor without bfloat16 computes 16-bit in 32-bit.",
         Group.MODEL,
     )
     quantization_type: QuantizationType = setting(
@@ -457,7 +461,8 @@ class Settings(BaseModel):
     optimizer: Optimizer = setting(
         "adamw_torch",
         "Optimizer",
-        "adamw_torch is right for nearly all. The 8-bit and paged ones save GPU memory.",
+        "adamw_torch is right for nearly all, and is computed in one fused kernel. The 8-bit and paged ones save GPU "
+        "memory.",
         Group.ADVANCED,
     )
     weight_decay: float = setting(
@@ -486,10 +491,18 @@ class Settings(BaseModel):
         ge=0,
         lt=1,
     )
-    gradient_checkpointing: bool = setting(
-        False,
+    gradient_checkpointing: Checkpointing = setting(
+        WHEN_NEEDED,
         "Gradient checkpointing",
-        "Needs much less memory and takes about a third more time; the result is the same.",
+        "Needs much less memory, takes about a third more time, learns the same. when memory needs it: only if the "
+        "training would not fit otherwise.",
+        Group.ADVANCED,
+    )
+    offload_activations: bool = setting(
+        False,
+        "Offload activations",
+        "What a step keeps for its way back waits in main memory, not on the GPU: less memory there, more time, the "
+        "same result. Without a GPU it does nothing.",
         Group.ADVANCED,
     )
     seed: int = setting(
@@ -561,6 +574,8 @@ class Settings(BaseModel):
             values.setdefault("train_on", "answers" if values.pop("train_on_answers_only") else "everything")
         if "prefer_newline_cut" in values:
             values.setdefault("prefer_line_cut", values.pop("prefer_newline_cut"))
+        if isinstance(ticked := values.get("gradient_checkpointing"), bool):  # it was off unless one knew better
+            values["gradient_checkpointing"] = ALWAYS if ticked else WHEN_NEEDED
         for name in ("dataset", "raw_text"):
             if isinstance(value := values.get(name), str):
                 values[name] = [value]
@@ -662,8 +677,8 @@ class Settings(BaseModel):
                 problems["precision"] = "full fine-tuning changes the weights themselves: load them in 16-bit."
             if self.start_from and self.start_as == "continue it":
                 problems["start_as"] = "full fine-tuning cannot continue an adapter: merge it into the base."
-        if self.method == "prefix tuning" and self.gradient_checkpointing:
-            problems["gradient_checkpointing"] = "prefix tuning does not work with it: untick it."
+        if self.method == "prefix tuning" and self.gradient_checkpointing == ALWAYS:
+            problems["gradient_checkpointing"] = f"prefix tuning does not work with it: choose {WHEN_NEEDED} or never."
         if self.new_tokens and self.method in PROMPT_METHODS:
             problems["new_tokens"] = f"{self.method} trains no embeddings, so they would stay random: leave this empty."
         if self.target_pattern and self.layer_range:

@@ -28,6 +28,7 @@ from training.events import CheckpointSaved, Evaluation, Started, Step
 from training.loss import ExampleLoss
 from training.methods import TrainableModel, is_saved_otherwise
 from training.noise import add_noise
+from training.offload import offload_activations
 from training.optimization import make_optimizer, make_scheduler
 from training.prepared import Example, Examples
 from training.progress import STOPPED, Progress
@@ -64,6 +65,8 @@ class Trainer:
         processes.spread(self._parameters)
         # Before the accelerator: the TrainingArguments that name the optimizer's class reset accelerate's state.
         optimizer = make_optimizer(model, settings)
+        if settings.offload_activations and models.device().type == "cuda":
+            offload_activations(model)
         compute = models.compute_dtype(settings.precision)
         self._loss = ExampleLoss(model, pad_token_id, compute, settings.label_smoothing)
         self._accelerator = Accelerator(
@@ -164,12 +167,14 @@ class Trainer:
 
     def _accumulate(self, micro_batches: Sequence[Sequence[int]], trained_tokens: int) -> float:
         """Add to the gradients; returns these micro-batches' part of the step's mean loss."""
-        total = 0.0
+        total = torch.zeros((), device=self._accelerator.device)
+        if self._accelerator.scaler:
+            self._accelerator.scaler.scale(total)  # it has to have begun, also where there is nothing to do
         for numbers in micro_batches:
             loss = self._loss_sum([self._train[n] for n in numbers]) / trained_tokens
             self._accelerator.backward(loss)
-            total += loss.item()
-        return total
+            total += loss.detach()
+        return float(total)  # asked for once, because a GPU has to be waited for
 
     def _follow_schedule(self) -> None:
         """The next step's learning rate. A step that float16's scaler left out moves the schedule no further."""

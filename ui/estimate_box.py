@@ -14,18 +14,20 @@ from training.libraries import load_libraries
 from training.model_facts import size_text
 from training.parsing import parse
 from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files
-from training.settings import FULL, Settings
+from training.settings import FULL, WHEN_NEEDED, Settings
 from ui.messages import note_html
 
 if TYPE_CHECKING:  # it imports torch, which a page that only opens does without
     from training.estimate import Estimate, Memory
+    from training.gradient_checkpointing import Decision
 
 STYLE = Path(__file__).parent / "static" / "estimate.css"
 _TIGHT, _FULL = 0.85, 1.0  # shares of the device's memory
 _QUICK = 5 * 10**6  # bytes of data that are prepared in a moment, if they are not yet
 _NOT_HERE = "The numbers before the start come with the model's files, and this model is not on this computer yet."
-_LOWER = "lower the micro-batch size or the cutoff length, tick gradient checkpointing, or load the model in 4-bit"
-_LOWER_WHOLE = "lower the micro-batch size or the cutoff length, or train a LoRA, which needs a fraction of it"
+_LOWER = "lower the micro-batch size or the cutoff length"
+_RECOMPUTE = "set gradient checkpointing to always"
+_LESS, _LESS_THAN_WHOLE = "load the model in 4-bit", "train a LoRA, which needs a fraction of it"
 
 
 class EstimateBox:
@@ -58,11 +60,16 @@ def estimate_html(folders: Folders, values: dict[str, Any]) -> str:
         load_libraries()
         from training.adapters import earlier_adapter
         from training.estimate import estimate
+        from training.gradient_checkpointing import as_decided
+        from training.hardware import free_memory
 
         continued = settings.start_from and settings.start_as == "continue it"
         earlier = earlier_adapter(folders, settings) if continued else None
         examples, longest = _data(settings, folders, source)
-        return box_html(estimate(settings, source, examples, longest, earlier=earlier), settings)
+        numbers, decision = as_decided(
+            settings, lambda decided: estimate(decided, source, examples, longest, earlier=earlier), free_memory()
+        )
+        return box_html(numbers, settings, decision)
     except UserError as error:
         return note_html(f"No numbers yet. {error}")
 
@@ -85,15 +92,15 @@ def _data(settings: Settings, folders: Folders, source: str) -> tuple[int | None
     return (len(train), max(train.lengths)) if len(train) else (None, None)
 
 
-def box_html(estimate: Estimate, settings: Settings) -> str:
-    """An estimate as the page shows it."""
+def box_html(estimate: Estimate, settings: Settings, decision: Decision) -> str:
+    """An estimate as the page shows it, with what is decided about gradient checkpointing."""
     what = "whole model" if settings.method == FULL else "adapter"
     head = (
         f"<p><strong>{_count(estimate.trainable)}</strong> of {_count(estimate.parameters)} parameters are trained "
         f"({_percent(estimate.trainable_share)}). On the disk the {what} takes {size_text(estimate.saved)}, "
         f"a checkpoint {size_text(estimate.checkpoint)}.</p>"
     )
-    parts = [head, _memory_html(estimate, settings), _base_html(estimate)]
+    parts = [head, _memory_html(estimate, settings, decision), _base_html(estimate)]
     if estimate.steps:
         warmup = f", {estimate.steps.warmup:,} of them warm-up" if estimate.steps.warmup else ""
         steps = f"{estimate.steps.total:,} step{'' if estimate.steps.total == 1 else 's'}{warmup}"
@@ -101,11 +108,11 @@ def box_html(estimate: Estimate, settings: Settings) -> str:
     return f'<section class="estimate" aria-label="Does it fit?"><h3>Does it fit?</h3>{"".join(parts)}</section>'
 
 
-def _memory_html(estimate: Estimate, settings: Settings) -> str:
+def _memory_html(estimate: Estimate, settings: Settings, decision: Decision) -> str:
     """What the fullest moment takes of the device's memory, as a bar of parts with its legend."""
     memory, device = estimate.memory, estimate.hardware
     share = memory.total / device.total if device.total else 0.0
-    state, verdict = _verdict(share, settings, known=device.total is not None)
+    state, verdict = _verdict(share, settings, decision, known=device.total is not None)
     whole = max(memory.total, device.total or 0)
     bar = "".join(
         f'<i style="width:{100 * size / whole:.2f}%" title="{escape(name)}: {_gigabytes(size)}"></i>'
@@ -114,20 +121,25 @@ def _memory_html(estimate: Estimate, settings: Settings) -> str:
     legend = "".join(f"<li>{escape(name)} <b>{_gigabytes(size)}</b></li>" for name, size in _parts(memory, settings))
     limit = f'<s style="left:{100 * device.total / whole:.2f}%"></s>' if device.total and share > _FULL else ""
     of = f" of {_gigabytes(device.total)}" if device.total else ""
-    said = f"About {_gigabytes(memory.total)}{of} on {device.name}: {verdict}."
+    how = " with gradient checkpointing" if decision.on else ""
+    said = f"About {_gigabytes(memory.total)}{of} on {device.name}{how}: {verdict}."
+    asked_for = decision.on and settings.gradient_checkpointing == WHEN_NEEDED
+    why = f"<p>{escape(f'Gradient checkpointing is on: {decision.because}.')}</p>" if asked_for else ""
     return (
         f'<div class="estimate-memory estimate-{state}"><p>{escape(said)}</p>'
-        f'<div class="estimate-bar" role="img" aria-label="{escape(said)}">{bar}{limit}</div><ul>{legend}</ul></div>'
+        f'<div class="estimate-bar" role="img" aria-label="{escape(said)}">{bar}{limit}</div><ul>{legend}</ul>'
+        f"{why}</div>"
     )
 
 
-def _verdict(share: float, settings: Settings, *, known: bool) -> tuple[str, str]:
+def _verdict(share: float, settings: Settings, decision: Decision, *, known: bool) -> tuple[str, str]:
     """How full the device gets, as a word for the colours and in words."""
     if not known:
         return "unknown", "how much it has is not known here"
     if share <= _TIGHT:
         return "fits", "it fits"
-    hint = _LOWER_WHOLE if settings.method == FULL else _LOWER
+    recompute = [] if decision.on or settings.method == "prefix tuning" else [_RECOMPUTE]
+    hint = ", ".join([_LOWER, *recompute, f"or {_LESS_THAN_WHOLE if settings.method == FULL else _LESS}"])
     return ("tight", f"it is tight; {hint}") if share <= _FULL else ("over", f"it does not fit; {hint}")
 
 

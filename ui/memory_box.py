@@ -116,9 +116,10 @@ def found_text(report: Report) -> str:
     free = f"the {_gb(report.free)} that are free {'on the GPU' if report.on_gpu else 'in main memory'}"
     largest, asked = report.largest, report.of(report.asked)
     if largest is None:
+        recompute = "" if report.gradient_checkpointing else ", set gradient checkpointing to always"
         return (
-            f"Not even one example at a time fits in {free}: lower the cutoff length, tick gradient checkpointing or "
-            "load the model in 4-bit."
+            f"Not even one example at a time fits in {free}: lower the cutoff length{recompute} or load the model in "
+            "4-bit."
         )
     speed = f"; {report.tokens_per_second:,.0f} tokens a second; {_about(report.total_seconds)} in all"
     speed = speed if report.timed_at else ""
@@ -139,9 +140,10 @@ def _fits(report: Report) -> bool:
 
 
 def _measured_with(settings: Settings, report: Report) -> str:
+    checkpointing = "gradient checkpointing, " if report.gradient_checkpointing else ""
     return (
-        f"Measured with {settings.base_model} in {settings.precision}, {settings.method}, and examples of up to "
-        f"{report.longest:,} tokens."
+        f"Measured with {settings.base_model} in {settings.precision}, {settings.method}, {checkpointing}and examples "
+        f"of up to {report.longest:,} tokens."
     )
 
 

@@ -101,7 +101,9 @@ class TrainingTab:
             with gr.Row():
                 render("max_grad_norm", "neftune_noise", "label_smoothing")
             with gr.Row():
-                render("gradient_checkpointing", "retry_smaller", "seed")
+                render("gradient_checkpointing", "offload_activations")
+            with gr.Row():
+                render("retry_smaller", "seed")
             with gr.Row():
                 render("gpus", visible=len(gpu_names()) > 1)
                 render("trust_remote_code")
