@@ -29,7 +29,7 @@ MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 _CHECKPOINT = re.compile(CHECKPOINT_PREFIX + r"(\d+)")
-_BETWEEN_BATCHES = 0.25  # seconds: shorter than anybody sees, and the most of which a kill loses the steps
+_BETWEEN_BATCHES = 0.25  # seconds: shorter than anybody sees
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,10 @@ class Run:
         line = event.model_dump_json().encode() + b"\n"
         with self._lock:
             self._lines.append(line)
-            soon = self._batched and isinstance(event, Step)
+            # No timer writes the last one down: a process that has run out of memory hangs as it starts a thread.
+            soon = self._batched and isinstance(event, Step) and event.seconds < _BETWEEN_BATCHES
             if not soon or time.monotonic() - self._appended_at >= _BETWEEN_BATCHES:
                 self._append_lines()
-            elif len(self._lines) == 1:  # the next step may take long
-                timer = threading.Timer(_BETWEEN_BATCHES, self.append_waiting)
-                timer.daemon = True
-                timer.start()
 
     @contextmanager
     def in_batches(self) -> Iterator[None]:
