@@ -75,6 +75,17 @@ def plain_loss(model: torch.nn.Module, examples: Sequence[Example]) -> torch.Ten
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="sum")
 
 
+def accumulated(loss: ExampleLoss, examples: Sequence[Example], micro_batches: int) -> float:
+    """The loss of all, computed and sent back in so many parts."""
+    total, size = 0.0, len(examples) // micro_batches
+    for first in range(0, len(examples), size):
+        part = loss.of(examples[first : first + size])
+        if part.requires_grad:
+            part.backward()
+        total += part.item()
+    return total
+
+
 def compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], relative: float) -> None:
     assert expected.keys() == found.keys() and expected
     for name, gradient in expected.items():
@@ -92,13 +103,7 @@ def test_loss_and_gradient_are_those_of_padded_rows(family: str, micro_batches: 
     expected = gradients(model)
     loss = ExampleLoss(model, 0)
     assert bool(loss.why_padded) == (family in _PADDED), loss.why_padded
-    total = 0.0
-    size = len(examples) // micro_batches
-    for first in range(0, len(examples), size):
-        part = loss.of(examples[first : first + size])
-        if part.requires_grad:
-            part.backward()
-        total += part.item()
+    total = accumulated(loss, examples, micro_batches)
     assert total == pytest.approx(expected_loss.item(), rel=1e-6)
     compare(expected, gradients(model), 1e-5)
 
@@ -113,17 +118,12 @@ def test_loss_and_gradient_on_quantized_weights(tmp_path: Path, precision: str, 
         base = models.load_base(str(folders.models / "llama"), settings_for(precision=precision))
     model = with_lora(base).train()
     examples = examples_for(ARCHITECTURES["llama"])
-    total, expected = 0.0, plain_loss(model, examples)
+    expected = plain_loss(model, examples)
     expected.backward()
     of_padded = gradients(model)
     loss = ExampleLoss(model, 0)
     assert not loss.why_padded
-    size = len(examples) // micro_batches
-    for first in range(0, len(examples), size):
-        part = loss.of(examples[first : first + size])
-        if part.requires_grad:
-            part.backward()
-        total += part.item()
+    total = accumulated(loss, examples, micro_batches)
     # In 8 bits inputs are rounded too, where the last bit of a sum may decide.
     relative = 1e-5 if precision == "4-bit" else 2e-2
     assert total == pytest.approx(expected.item(), rel=relative)
