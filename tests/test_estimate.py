@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig, PretrainedConfig
@@ -19,10 +20,11 @@ from tests.architectures import ARCHITECTURES
 from tests.tiny import add_base, make_folders, make_settings
 from training import estimate as module
 from training import hardware
-from training.device_rules import Device
+from training.device_rules import Device, DeviceRules
 from training.errors import UserError
 from training.estimate import Estimate, estimate
 from training.hardware import Hardware, this_hardware
+from training.lora_function import LoraBranch, lora_outputs
 from training.memory_model import optimizer_bytes, step_bytes
 from training.memory_trace import Micro, loss_on, step_peak
 from training.methods import attach, parameter_counts
@@ -268,3 +270,16 @@ def test_memory_is_within_15_percent_of_a_real_training(tmp_path: Path, changes:
     assert row["trainable"] == row["estimated_trainable"]
     assert row["estimate"] == pytest.approx(row["measured"], rel=0.15)
     assert row["measured"] > 650 * MIB  # or else the libraries were all that was compared
+
+
+def test_only_weights_keep_their_short_copy() -> None:
+    """As autocast has it. A view within an autograd function is a leaf too; its id would soon be another tensor's."""
+    x, a, b = (nn.Parameter(torch.empty(shape, device="meta")) for shape in ((1, 8, 4), (2, 4), (6, 2)))
+    weight = torch.empty(6, 4, device="meta")
+    copies: dict[int, torch.Tensor] = {}
+    rules = DeviceRules(Device(is_gpu=False, compute=torch.bfloat16))
+    rules.use_cache(copies)
+    with rules:
+        lora_outputs(x * 1, [LoraBranch(weight, None, a, b, 1.0)], [None], 0.0)
+        F.linear(x * 1, a)
+    assert set(copies) == {id(a)}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _MATRIX_PRODUCTS: set[Any] = {
@@ -86,7 +87,8 @@ class DeviceRules(TorchFunctionMode):
     def _short(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
             return value
-        if self._casts is None or not (value.requires_grad and value.is_leaf):
+        # Leaves are not enough: a view made within an autograd function is one, and its id another's soon.
+        if self._casts is None or not (isinstance(value, nn.Parameter) and value.requires_grad):
             return value.to(self.device.compute)
         if id(value) not in self._casts:
             self._casts[id(value)] = value.to(self.device.compute)

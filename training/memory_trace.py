@@ -19,6 +19,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from training.allocator import taken_on_heap
 from training.batches import PackedRow, PaddedRows
 from training.device_rules import Device, DeviceRules
 from training.loss import ExampleLoss
@@ -56,7 +57,7 @@ def step_peak(
     what the second one held.
     """
     model.train()
-    live, rules = _LiveBytes(model), DeviceRules(device)
+    live, rules = _LiveBytes(model, taken=int if device.is_gpu else taken_on_heap), DeviceRules(device)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.is_activation_checkpointing:  # again, so that the rules hold for what is computed a second time, too
         base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), rules)})
@@ -95,11 +96,15 @@ def _give_gradients(module: nn.Module) -> None:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it that still live; not those of the model, or views of it."""
+    """Counts the bytes of all tensors made under it that still live; not those of the model, or views of it.
 
-    def __init__(self, model: nn.Module) -> None:
+    `taken` tells how many a block of a tensor's bytes takes.
+    """
+
+    def __init__(self, model: nn.Module, taken: Callable[[int], int]) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self._taken = taken
         self._known: dict[int, weakref.ref[Any]] = {}
         self._own = {id(tensor.untyped_storage()) for tensor in (*model.parameters(), *model.buffers())}
 
@@ -107,11 +112,20 @@ class _LiveBytes(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for value in out if isinstance(out, tuple | list) else (out,):
             if isinstance(value, torch.Tensor):
-                self._add(value.untyped_storage())
+                storage = value.untyped_storage()
+                self._add(storage, self._taken(storage.nbytes()))
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
+    def held(self, size: int) -> torch.Tensor:
+        """A tensor that counts as so many bytes, taken for more blocks than one."""
+        taken, self._taken = self._taken, int
+        try:
+            return torch.empty(size, dtype=torch.uint8, device="meta")
+        finally:
+            self._taken = taken
+
+    def _add(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = id(storage)
         if key in self._known or key in self._own or not size:
             return
 
@@ -161,7 +175,7 @@ class _StandIns:
             self._entries.setdefault(number, self._live.now)
             held = max(0, self._entries[second + 1] - self._entries[second])
             hidden = args[0] if args else kwargs["hidden_states"]
-            out = _StandIn.apply(hidden, self._layers[number], held)
+            out = _StandIn.apply(hidden, self._layers[number], self._live.held(held))
             return out if self._shape_of_result is None else (out, *[None] * (self._shape_of_result - 1))
 
         return forward
@@ -169,8 +183,8 @@ class _StandIns:
 
 class _StandIn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, layer: nn.Module, held: int) -> torch.Tensor:
-        ctx.held = hidden.new_empty(held, dtype=torch.uint8)
+    def forward(ctx: Any, hidden: torch.Tensor, layer: nn.Module, held: torch.Tensor) -> torch.Tensor:
+        ctx.held = held
         ctx.layer = layer
         return torch.empty_like(hidden)
 
