@@ -17,7 +17,6 @@ GROUPED = "Trainer + PEFT, group by length"
 CHECKPOINTED = "Trainer + PEFT, gradient checkpointing"
 TRL, TRL_PACKED = "TRL SFTTrainer", "TRL SFTTrainer, packed"
 PEERS = (PADDED, GROUPED, CHECKPOINTED, TRL, TRL_PACKED)
-SHORT = (PADDED, TRL, TRL_PACKED)  # measured in 16 bits on a processor too
 OWN_ORDER = (GROUPED, TRL_PACKED)  # these put together other batches than the plan's
 _IGNORED = -100
 _TOKENIZER = Path(__file__).resolve().parent.parent / "models" / "starter"

@@ -8,7 +8,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import CHECKPOINTED, GROUPED, PADDED, SHORT, TRL, TRL_PACKED
+from benchmarks.peers import CHECKPOINTED, GROUPED, PADDED, TRL, TRL_PACKED
 from benchmarks.shapes import ON_GPU, Shape
 from benchmarks.speed_job import Job, Plan
 from benchmarks.speed_models import save_adapter, save_base
@@ -147,14 +147,9 @@ def with_precision(job: Job, precision: str) -> Job:
 
 
 def peers(job: Job) -> list[Job]:
-    """The rows beside Graft's, at its micro-batch; TRL's where it is installed, with flash attention where that is.
-
-    In 16 bits on a processor only the kinds in SHORT.
-    """
+    """The rows beside Graft's, at its micro-batch; TRL's where it is installed, with flash attention where that is."""
     kinds = [PADDED, GROUPED, CHECKPOINTED]
     if importlib.util.find_spec("trl"):
         kinds += [TRL, TRL_PACKED]
-    if job.base and job.precision != "32-bit":
-        kinds = [kind for kind in kinds if kind in SHORT]
     flash = not job.base and importlib.util.find_spec("flash_attn") is not None
     return [replace(job, kind=kind, flash=flash and kind in (TRL, TRL_PACKED)) for kind in kinds]

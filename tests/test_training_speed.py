@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import speed_rounds, speed_rows, speed_trials, training_speed
 from benchmarks.matrix_rate import MatrixRate
-from benchmarks.peers import CHECKPOINTED, GROUPED, PADDED, PEERS, SHORT, Tally, collate
+from benchmarks.peers import CHECKPOINTED, GROUPED, PADDED, PEERS, Tally, collate
 from benchmarks.shapes import SHAPES, Shape
-from benchmarks.speed_cases import Case, Options, make_job, make_plan, peers, with_precision
+from benchmarks.speed_cases import CASES, Case, Options, make_job, make_plan, peers, with_precision
 from benchmarks.speed_job import Job, Plan, Request, Step
 from benchmarks.speed_models import load_base, make_base, put_weights, save_adapter, with_lora
 from benchmarks.speed_outcomes import Outcome, own_folder
@@ -215,11 +215,11 @@ def test_peers_in_16_bits_have_weights_of_that_length(job: Job) -> None:
     assert trained and {p.dtype for p in trained} == {torch.float32}
 
 
-def test_a_processor_has_fewer_peers_in_16_bits_and_a_gpu_all(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_precision_has_all_peers(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert [row.kind for row in peers(job)] == list(PEERS)
     short = peers(with_precision(job, "16-bit"))
-    assert [row.kind for row in short] == list(SHORT) and not any(row.flash for row in short)
+    assert [row.kind for row in short] == list(PEERS) and not any(row.flash for row in short)
     on_gpu = peers(replace(with_precision(job, "16-bit"), base=""))
     assert [row.kind for row in on_gpu] == list(PEERS) and [row.flash for row in on_gpu] == [False] * 3 + [True] * 2
 
@@ -407,7 +407,7 @@ def test_a_processor_without_products_in_16_bits_leaves_them_out(
 
     monkeypatch.setattr(speed_rounds, "measure", measure)
     assert training_speed.main(["--quick"]) == 0
-    assert asked == [("32-bit", SHORT)]
+    assert asked == [("32-bit", CASES["answers"].own_best)]
     monkeypatch.setattr(model, "compute_dtype", lambda _: torch.bfloat16)
     assert training_speed.main(["--quick", "--every-best"]) == 0
     assert asked[1:] == [("32-bit", PEERS), ("16-bit", PEERS)]

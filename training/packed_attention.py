@@ -266,9 +266,8 @@ def _of_example(
     """
     heads, end = query.shape[1], start + -(-length // round_to) * round_to
     parts = (tensor[0, :, start:end] for tensor in (query, key, value))
-    return [
-        part.repeat_interleave(heads // len(part), dim=0).clone(memory_format=torch.contiguous_format) for part in parts
-    ]
+    of_all_heads = (part[:, None].expand(-1, heads // len(part), -1, -1) for part in parts)
+    return [part.clone(memory_format=torch.contiguous_format).flatten(0, 1) for part in of_all_heads]
 
 
 def _sum_groups(of_heads: torch.Tensor, out: torch.Tensor) -> None:
@@ -277,12 +276,18 @@ def _sum_groups(of_heads: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(of_heads if groups == 1 else of_heads.unflatten(0, (len(out), groups)).sum(1))
 
 
+@lru_cache(maxsize=2 * _QUERIES_A_BLOCK)
+def _later(queries: int, dtype: torch.dtype) -> torch.Tensor:
+    """Minus infinity above the diagonal of (queries, queries), for the keys that come after a query; 0 elsewhere."""
+    return torch.full((queries, queries), float("-inf"), dtype=dtype).triu_(1)
+
+
 def _weights(query: torch.Tensor, key: torch.Tensor, masks: _Masks, number: int) -> torch.Tensor:
     """The attention of an example's queries to its tokens up to the last of them, (heads, queries, keys)."""
     queries, keys = query.shape[1], key.shape[1]
     first = keys - queries
     scores = torch.bmm(query, key.transpose(1, 2))
-    scores[:, :, first:] += torch.full((queries, queries), float("-inf"), dtype=scores.dtype).triu_(1)
+    scores[:, :, first:] += _later(queries, scores.dtype)
     if masks.hidden is not None:
         hidden = masks.hidden[number][first:keys, :keys]
         scores[:, : hidden.shape[0], : hidden.shape[1]].masked_fill_(hidden, float("-inf"))
