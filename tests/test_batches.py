@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from training.batches import even_parts, pack, pad
+from training.batches import even_parts, pack, pad, parts_within
 from training.prepared import IGNORED, Example
 
 _CPU = torch.device("cpu")
@@ -57,3 +57,26 @@ def test_many_examples_are_laid_out_at_once() -> None:
     lengths = [1 + n % 500 for n in range(30_000)]
     parts = even_parts(lengths, 7_500)  # by looking at every part for every example this would take minutes
     assert sum(map(len, parts)) == 30_000
+
+
+def test_parts_are_few_and_none_takes_more_than_allowed() -> None:
+    chance = random.Random(0)
+    for _ in range(50):
+        lengths = [chance.randrange(1, 500) for _ in range(chance.randrange(1, 40))]
+        most = max(lengths) * chance.randrange(1, 5)
+        parts = parts_within(lengths, most)
+        assert sorted(number for part in parts for number in part) == list(range(len(lengths)))
+        assert all(part and sum(lengths[n] for n in part) <= most for part in parts)
+        assert len(parts) <= 2 * -(-sum(lengths) // most)
+
+
+def test_every_process_gets_as_many_parts() -> None:
+    assert [len(parts_within([10] * 8, 80, shared_by)) for shared_by in (1, 2, 3, 8, 9)] == [1, 2, 3, 8, 8]
+    assert len(parts_within([10] * 8, 20, 3)) == 6
+
+
+def test_many_examples_are_laid_out_within_a_limit_in_a_few_trials() -> None:
+    lengths = [1 + n % 500 for n in range(30_000)]
+    parts = parts_within(lengths, 2_000)
+    assert all(sum(lengths[n] for n in part) <= 2_000 for part in parts)
+    assert len(parts) < 1.05 * sum(lengths) / 2_000

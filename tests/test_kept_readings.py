@@ -1,5 +1,6 @@
 """What was read of a conversation is kept for its next turn, and changes no digit of what comes out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from tests.architectures import ARCHITECTURES
 from tests.tiny import CHATML, FORGETFUL, make_model, make_tokenizer
 from training.formats import Message
-from training.generation import Speaker, make_prompt, write_answer
+from training.generation import Speaker, end_tokens, make_prompt, write_answer
 from training.kept_readings import Reading, Readings, RoomyLayer, read_ahead, roomy_cache
 from training.sampling import Sampling
 
@@ -34,7 +35,7 @@ class Reader:
     def __init__(self, model: PreTrainedModel | None = None, template: str = CHATML) -> None:
         tokenizer = make_tokenizer(template)
         self.model = (model or make_model(len(tokenizer))).eval()
-        self.speaker = Speaker(self.model, tokenizer, Readings())
+        self.speaker = Speaker(self.model, tokenizer, end_tokens(self.model, tokenizer), Readings())
         self.pieces: list[int] = []
         self.model.base_model.register_forward_pre_hook(self._note, with_kwargs=True)
 
@@ -43,7 +44,7 @@ class Reader:
 
     def ask(self, messages: list[Message], sampling: Sampling = GREEDY, key: Any = None) -> str:
         self.pieces.clear()
-        speaker = Speaker(self.model, self.speaker.tokenizer, self.speaker.readings, key)
+        speaker = replace(self.speaker, key=key)
         prompt = make_prompt(speaker, messages, sampling.max_tokens)
         return write_answer(speaker, prompt, sampling, lambda: False, lambda _: None).text
 
@@ -164,7 +165,7 @@ def test_every_family_answers_as_generate_does(name: str) -> None:
         if parameter.ndim > 1:
             parameter.data.normal_(std=0.2)
     tokenizer = make_tokenizer()
-    speaker = Speaker(model, tokenizer, Readings())
+    speaker = Speaker(model, tokenizer, end_tokens(model, tokenizer), Readings())
     for turns in (1, 2):
         messages: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}] * turns
         prompt = make_prompt(speaker, messages[:-1], 8)

@@ -93,6 +93,20 @@ def even_parts(lengths: Sequence[int], count: int) -> list[list[int]]:
     return parts
 
 
+def parts_within(lengths: Sequence[int], most: int, shared_by: int = 1) -> list[list[int]]:
+    """Few even parts whose sums are at most `most`, which is at least the longest of these lengths.
+
+    So many that `shared_by` processes have as much to do each, where there are enough numbers for that.
+    """
+    count = -(-sum(lengths) // most)
+    while True:
+        count = min(len(lengths), -(-count // shared_by) * shared_by)
+        parts = even_parts(lengths, count)
+        if count == len(lengths) or all(sum(lengths[n] for n in part) <= most for part in parts):
+            return parts
+        count += 1 + count // 64  # few trials, too, for the many parts of an evaluation
+
+
 def _trained(examples: Sequence[Example], starts: Sequence[int]) -> tuple[list[int], list[int]]:
     """The places before trained tokens, and these tokens; the first of an example has nothing before it."""
     trained: list[int] = []

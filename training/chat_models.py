@@ -41,23 +41,27 @@ class ChatModel:
 
 _TOKENIZERS_KEPT = 4
 Origin = tuple[str, Precision, int]  # where a base's weights come from, in which precision, and when they were saved
+Voice = tuple[str, int]  # what a tokenizer was saved with, and when
 
 
 @dataclass
 class Loaded:
-    """What is in memory. Tokenizers are told apart by what they were saved with, and when."""
+    """What is in memory; `ends` has the tokens that end an answer with each of the tokenizers."""
 
     origin: Origin
     shelf: AdapterShelf
     readings: Readings
-    tokenizers: dict[tuple[str, int], PreTrainedTokenizerBase] = field(default_factory=dict)
+    tokenizers: dict[Voice, PreTrainedTokenizerBase] = field(default_factory=dict)
+    ends: dict[Voice, list[int]] = field(default_factory=dict)
 
-    def remember(self, speaks: tuple[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
+    def remember(self, speaks: Voice, tokenizer: PreTrainedTokenizerBase) -> None:
         """Keep the tokenizer with the few that were used last; large vocabularies take tens of megabytes."""
         self.tokenizers.pop(speaks, None)
         self.tokenizers[speaks] = tokenizer
         while len(self.tokenizers) > _TOKENIZERS_KEPT:
-            del self.tokenizers[next(iter(self.tokenizers))]
+            oldest = next(iter(self.tokenizers))
+            del self.tokenizers[oldest]
+            self.ends.pop(oldest, None)
 
     def clear(self) -> bool:
         """Forget what can be spared; whether there was anything."""
@@ -99,7 +103,7 @@ class ChatModels:
             self.drop()
             loaded = _load(origin, settings)
         loaded.remember(speaks, tokenizer)
-        speaker = _speaker(loaded, key, tokenizer, with_adapter=with_adapter)
+        speaker = _speaker(loaded, key, speaks, with_adapter=with_adapter)
         self.loaded = loaded
         return speaker
 
@@ -153,13 +157,15 @@ def _load(origin: Origin, settings: Settings) -> Loaded:
     return Loaded(origin, AdapterShelf(load_base(origin[0], settings).eval()), Readings())
 
 
-def _speaker(
-    loaded: Loaded, key: tuple[Path, int] | None, tokenizer: PreTrainedTokenizerBase, *, with_adapter: bool
-) -> Speaker:
-    from training.generation import Speaker
+def _speaker(loaded: Loaded, key: tuple[Path, int] | None, speaks: Voice, *, with_adapter: bool) -> Speaker:
+    from training.generation import Speaker, end_tokens
 
+    tokenizer = loaded.tokenizers[speaks]
     # The base has no rows for tokens that an adapter added: it borrows the adapter's.
     if not with_adapter and len(tokenizer) <= loaded.shelf.rows:
         key = None
     model = loaded.shelf.wear(key, tokenizer)
-    return Speaker(model, tokenizer, loaded.readings, key, base_alone=bool(key) and not with_adapter)
+    if speaks not in loaded.ends:
+        loaded.ends[speaks] = end_tokens(model, tokenizer)
+    base_alone = bool(key) and not with_adapter
+    return Speaker(model, tokenizer, loaded.ends[speaks], loaded.readings, key, base_alone=base_alone)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,13 @@ _SECONDS_BETWEEN_PIECES = 0.04  # as often as an eye can follow; decoding more o
 class Speaker:
     """A model that answers, its tokenizer, and what was read before; `key`: the adapter it wears.
 
+    `ends` are the tokens that end an answer, as `end_tokens` finds them.
     Where an adapter takes part in each call the model is a PeftModel; `base_alone` then leaves the adapter out.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
+    ends: Sequence[int]
     readings: Readings
     key: Key | None = None
     base_alone: bool = False
@@ -86,7 +88,6 @@ def write_answer(
     """Generate the answer, giving `show` its growing text, until it ends or `stopped` says so after a token."""
     model, tokenizer = speaker.model, speaker.tokenizer
     stream = _Stream(tokenizer, show)
-    ends = end_tokens(model, tokenizer)
     drawing: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if sampling.temperature > 0:
         # No top-k behind the scenes: what the controls say is all that is done.
@@ -104,7 +105,7 @@ def write_answer(
             attention_mask=torch.ones_like(ids),
             past_key_values=reading.cache if reading else None,
             max_new_tokens=prompt.answer_tokens,
-            eos_token_id=ends or None,
+            eos_token_id=list(speaker.ends) or None,
             pad_token_id=tokenizer.pad_token_id,
             streamer=stream,
             stopping_criteria=[lambda *_: stopped()],
@@ -112,7 +113,7 @@ def write_answer(
         )
     if reading and is_whole:
         speaker.readings.keep(reading)
-    return Answer(stream.text(), len(stream.ids), time.monotonic() - started, stream.ids[-1] in ends)
+    return Answer(stream.text(), len(stream.ids), time.monotonic() - started, stream.ids[-1] in speaker.ends)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

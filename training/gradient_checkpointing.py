@@ -67,7 +67,7 @@ def decide(settings: Settings, source: str, train: Examples, earlier: Path | Non
     try:
         with torch.random.fork_rng(devices=[]):
             _, decision = as_decided(
-                settings, lambda s: estimate(s, source, len(train), max(train.lengths), earlier=earlier), _free_here()
+                settings, lambda s: estimate(s, source, len(train), train.longest, earlier=earlier), _free_here()
             )
     except (UserError, *_CANNOT_COUNT) as error:  # it may be trained all the same
         log.info("the memory cannot be estimated", exc_info=error)

@@ -250,7 +250,7 @@ def measure(folder: Path, request: Request, report: Report, tell: Callable[[], N
     prepared = data.prepare(settings, folders, tokenizer)
     report.most = min(settings.batch_size, len(prepared.train))
     report.asked = min(settings.micro_batch_size, report.most)
-    report.longest = max(prepared.train.lengths)
+    report.longest = prepared.train.longest
     report.doing = "loading the model"
     tell()
     earlier = earlier_adapter(folders, settings) if settings.start_from else None

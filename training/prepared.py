@@ -182,6 +182,7 @@ class Examples(Sequence[Example]):
         self._records = records
         self.numbers = numbers
         self.lengths: list[int] = records.column("kept")[numbers].tolist()  # tokens of each example
+        self.longest = max(self.lengths, default=0)
         self.trained_tokens: list[int] = records.column("trained_tokens")[numbers].tolist()
 
     def digests(self) -> np.ndarray[Any, Any]:

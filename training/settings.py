@@ -285,7 +285,8 @@ class Settings(BaseModel):
     micro_batch_size: int = setting(
         4,
         "Micro-batch size",
-        "Examples computed at once. This decides memory, not the result: lower it when memory runs out.",
+        "How many of the longest examples, or more short ones, are computed at once. Decides memory, not the result: "
+        "lower it when memory runs out.",
         Group.TRAINING,
         ge=1,
         le=65536,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from training import model as models
 from training import processes
 from training.background import Background
-from training.batches import even_parts
+from training.batches import parts_within
 from training.checkpoints import (
     Resumable,
     best_checkpoint,
@@ -213,13 +213,14 @@ class Trainer:
         return bool(self.ended_by)
 
     def _micro_batches(self, examples: Examples, numbers: Sequence[int], size: int) -> list[list[int]]:
-        """Those numbers in as many parts as it takes for `size` in each: a sum does not mind the order.
+        """Those numbers in parts, as a sum does not mind the order.
 
-        In a row of their own examples of any length cost what they have in tokens, so that parts hold as many of
-        these. Padded ones are put to those of like length.
+        In a row of their own examples of any length cost what they have in tokens: a part holds as many as take no
+        more than `size` of the longest, for which the memory is reckoned. Padded ones are put to those of like length.
         """
         if not self._loss.why_padded:
-            parts = even_parts([examples.lengths[n] for n in numbers], -(-len(numbers) // size))
+            lengths = [examples.lengths[n] for n in numbers]
+            parts = parts_within(lengths, size * examples.longest, processes.count())
             return [[numbers[n] for n in part] for part in parts]
         ordered = sorted(numbers, key=examples.lengths.__getitem__)
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
