@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from training.background import Background
 from training.data import PreparedData, prepare
 from training.errors import UserError
 from training.events import CheckpointSaved, Evaluation, Event, Note, Started, Step
+from training.loss import ExampleLoss
 from training.methods import attach
 from training.paths import Folders
 from training.pipeline import train_run
@@ -132,6 +133,25 @@ def test_loss_and_gradient_are_the_plain_mean_whatever_the_micro_batch(folders: 
     assert gradients and gradients.keys() == before.keys()
     for name, after in adapter_of(b.lora).items():
         torch.testing.assert_close(before[name] - after, gradients[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_micro_batch_takes_no_more_than_the_longest_examples_and_many_short_ones(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[list[int]] = []
+    plain = ExampleLoss.of
+
+    def noted(self: ExampleLoss, examples: Sequence[Example]) -> torch.Tensor:
+        together.append([len(example.input_ids) for example in examples])
+        return plain(self, examples)
+
+    monkeypatch.setattr(ExampleLoss, "of", noted)
+    b = bench(folders, batch_size=6, micro_batch_size=2, epochs=1)
+    b.trainer.train()
+    lengths = sorted(b.data.train.lengths)
+    assert sorted(length for examples in together for length in examples) == lengths
+    assert all(sum(examples) <= sum(lengths[-2:]) for examples in together)
+    assert len(together) > 1 and max(map(len, together)) > 2
 
 
 def test_gradient_is_clipped(folders: Folders) -> None:

@@ -182,8 +182,17 @@ class Examples(Sequence[Example]):
         self._records = records
         self.numbers = numbers
         self.lengths: list[int] = records.column("kept")[numbers].tolist()  # tokens of each example
-        self.longest = max(self.lengths, default=0)
+        self._longest_first = sorted(self.lengths, reverse=True)
         self.trained_tokens: list[int] = records.column("trained_tokens")[numbers].tolist()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example; 0 where there is none."""
+        return self.tokens_of_longest(1)
+
+    def tokens_of_longest(self, count: int) -> int:
+        """What so many examples have together at most."""
+        return sum(self._longest_first[:count])
 
     def digests(self) -> np.ndarray[Any, Any]:
         """Of each example; equal ones have the same."""

@@ -41,7 +41,7 @@ class Receipt(BaseModel):
     total_steps: int
     continued_from_step: int | None = None  # the checkpoint that this part of the training began with
     warmup_steps: int
-    gradient_accumulation: int  # micro-batches in a full batch, of all processes together
+    gradient_accumulation: int  # micro-batches in a full batch, of all processes; fewer with short examples
     processes: int = 1  # one a GPU
     trainable_parameters: int
     all_parameters: int

@@ -216,11 +216,11 @@ class Trainer:
         """Those numbers in parts, as a sum does not mind the order.
 
         In a row of their own examples of any length cost what they have in tokens: a part holds as many as take no
-        more than `size` of the longest, for which the memory is reckoned. Padded ones are put to those of like length.
+        more than the `size` longest of all, for which memory is checked. Padded ones are put to those of like length.
         """
         if not self._loss.why_padded:
             lengths = [examples.lengths[n] for n in numbers]
-            parts = parts_within(lengths, size * examples.longest, processes.count())
+            parts = parts_within(lengths, examples.tokens_of_longest(size), processes.count())
             return [[numbers[n] for n in part] for part in parts]
         ordered = sorted(numbers, key=examples.lengths.__getitem__)
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]
