@@ -337,13 +337,14 @@ def test_full_disk_is_waited_for(tmp_path: Path, undisturbed: Run, leave: int) -
 
 def test_memory_that_runs_out_is_recovered_from(tmp_path: Path) -> None:
     """A real limit of the address space: the worker fails, and another goes on with half the micro-batch."""
-    rows = [{"question": "Q" * 300, "answer": f"{n}" * 120} for n in range(20)]
+    # So many tokens at once that their blocks are too large to be kept: each step asks the system for them anew.
+    rows = [{"question": "Q" * 300, "answer": f"{n:02}" * 60} for n in range(70)]
     prepare(tmp_path)
     (tmp_path / "datasets" / "long.json").write_text(json.dumps(rows))
     keeper = Keeper(tmp_path)
     run = Run(tmp_path / "loras" / "test")
     try:
-        asked = settings(dataset="long.json", batch_size=16, micro_batch_size=16, epochs=5000, save_every=2)
+        asked = settings(dataset="long.json", batch_size=64, micro_batch_size=64, epochs=5000, save_every=2)
         keeper.ask(submit=asked.model_dump())
         until(lambda: len(run.checkpoints()) >= 2 or run.state().status.ended)
         worker = psutil.Process(run.stored_state().pid)
@@ -356,7 +357,7 @@ def test_memory_that_runs_out_is_recovered_from(tmp_path: Path) -> None:
     finally:
         keeper.kill()
     assert run.state().status is Status.STOPPED and run.has_result()
-    assert run.settings().micro_batch_size == 8 and run.settings().batch_size == 16
+    assert run.settings().micro_batch_size == 32 and run.settings().batch_size == 64
     notes = [event.text for event in EventReader(run).read_new() if isinstance(event, Note)]
-    told = "Memory ran out with a micro-batch size of 16: the training goes on from its last checkpoint with 8."
+    told = "Memory ran out with a micro-batch size of 64: the training goes on from its last checkpoint with 32."
     assert any(note.startswith(told) for note in notes)
