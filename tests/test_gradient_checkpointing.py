@@ -50,6 +50,7 @@ class Lengths(Examples):
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = lengths
+        self._longest_first = sorted(lengths, reverse=True)
 
     def __len__(self) -> int:
         return len(self.lengths)
