@@ -9,7 +9,7 @@ import sys
 # slows a training down: one of 27 million parameters to 0.65 in 32 bits and 0.56 in 16 at 1 MiB, to 0.93 and not at all
 # at this. Smaller ones leave holes, the more the larger they are: at 8 MiB a DoRA took 1.3 times what it used.
 _LARGE = 2**22
-# These holes take a quarter of what the blocks hold: 24 to 32 % were measured in five trainings.
+# These holes take a quarter of what the blocks hold: 24 to 32 % were measured in four LoRA trainings.
 _HOLES = 4
 _VARIABLES = {
     "MALLOC_MMAP_THRESHOLD_": str(_LARGE),
