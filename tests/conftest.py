@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect, sync_playwright
 
 from tests.server import Server, running_server
 from training.paths import Folders
@@ -37,10 +37,16 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._note)
+        self.page.on("response", self._note_failure)
 
     def _note(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.errors.append(message.text)
+
+    def _note_failure(self, response: Response) -> None:
+        """The console says only that something failed on the server: here also what was asked."""
+        if response.status >= 500:
+            self.errors.append(f"{response.status} from {response.url} for {response.request.post_data}")
 
     @property
     def outside(self) -> list[str]:

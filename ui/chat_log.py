@@ -15,7 +15,7 @@ from typing import Any
 from training.chat import Chat, ChatModel, Reply
 from training.errors import UserError
 from training.formats import Message
-from training.paths import Folders, list_models
+from training.paths import Folders, list_models, quoted
 from training.runs import Run, find_run, list_runs
 from training.sampling import Sampling, describe_sampling, make_sampling
 from training.settings import Precision
@@ -154,8 +154,12 @@ def take_back(log: Log) -> tuple[Log, str]:
 
 
 def step_of(checkpoint: str | None) -> int | None:
-    """The step in the checkpoint control's value; None is the final adapter."""
-    return int(checkpoint) if checkpoint and checkpoint != FINAL else None
+    """The step in the checkpoint control's value; None is the final adapter. Raises UserError for any other text."""
+    if not checkpoint or checkpoint == FINAL:
+        return None
+    if not checkpoint.isdecimal():
+        raise UserError(f"There is no checkpoint called {quoted(checkpoint)}: choose one from the list.")
+    return int(checkpoint)
 
 
 def base_choices(folders: Folders, chosen: str | None) -> list[str]:

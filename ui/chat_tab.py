@@ -31,6 +31,7 @@ from ui.chat_log import (
     take_back,
     titles,
 )
+from ui.disk_choice import DiskChoice
 from ui.events import QUIET
 
 EXAMPLES = (
@@ -83,14 +84,14 @@ class ChatTab:
                 info="A folder in models/ or a Hub name.",
                 elem_id="chat-base",
             )
-            self.adapter = gr.Dropdown(
+            self.adapter = DiskChoice(
                 adapter_choices(self._folders),
                 value=NO_ADAPTER,
                 label="LoRA",
                 info="None: the base model alone.",
                 elem_id="chat-adapter",
             )
-            self.checkpoint = gr.Dropdown(
+            self.checkpoint = DiskChoice(
                 checkpoint_choices(self._folders, None),
                 value=FINAL,
                 interactive=False,

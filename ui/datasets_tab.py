@@ -20,6 +20,7 @@ from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, data_files,
 from training.settings import Settings
 from training.token_view import Show
 from ui.data_view import example_html, left_out_html, left_out_label, lengths_html, summary_html
+from ui.disk_choice import DiskChoice
 from ui.events import QUIET
 from ui.messages import problems_html
 from ui.training_tab import DATASET, RAW_TEXT, TrainingTab
@@ -69,7 +70,7 @@ class DatasetsTab:
                 self._build_check()
 
     def _build_files(self) -> None:
-        self._file = gr.Dropdown(
+        self._file = DiskChoice(
             choices=self._file_names(),
             value=None,
             label="Data file",

@@ -16,6 +16,7 @@ from training.lora_arithmetic import Shape
 from training.paths import Folders, list_models
 from training.settings import Settings
 from ui.chat_log import adapter_choices, checkpoint_choices, kept, step_of
+from ui.disk_choice import DiskChoice
 from ui.events import QUIET
 from ui.learn_pictures import memory_html, rank_table_html, spectrum_html
 from ui.learn_text import AFTER_PICTURE, METHODS, OPENING, PRECISION, SPECTRUM, TARGETS, methods_html
@@ -65,7 +66,7 @@ class LearnTab:
                 info="Where queries, keys and values share a layer, as in Falcon, it counts as a whole.",
                 elem_id="learn-targets",
             )
-            self._model = gr.Dropdown(
+            self._model = DiskChoice(
                 models,
                 value=model,
                 label="Beside them",
@@ -77,8 +78,8 @@ class LearnTab:
 
     def _build_spectrum(self) -> None:
         with gr.Row():
-            self._adapter = gr.Dropdown(adapter_choices(self._folders), value="", label="LoRA", elem_id="learn-adapter")
-            self._checkpoint = gr.Dropdown(
+            self._adapter = DiskChoice(adapter_choices(self._folders), value="", label="LoRA", elem_id="learn-adapter")
+            self._checkpoint = DiskChoice(
                 checkpoint_choices(self._folders, None),
                 label="Checkpoint",
                 interactive=False,

@@ -13,6 +13,7 @@ from training.paths import Folders
 from training.runs import Run
 from training.supervisor import Supervisor
 from ui.chart import EMPTY_TEXT, FIRST_STEP_TEXT, Curves, LiveCurves, curves_update, live_chart, no_curves
+from ui.disk_choice import DiskChoice
 from ui.events import QUIET
 from ui.failure_box import FailureBox
 from ui.lookout import LATEST, Lookout, Overview, Seen
@@ -62,7 +63,7 @@ class MonitorPanel:
         self._folders = folders
         self._histories = Histories()
         self.lookout = Lookout(folders, supervisor.queue)
-        self.run_choice = gr.Dropdown(
+        self.run_choice = DiskChoice(
             choices=[*self.lookout.overview().choices],
             value=LATEST,
             label="Run",
@@ -234,7 +235,7 @@ class MonitorPanel:
             updates[self._start] = now.start
         if now.choices != shown.choices:
             gone = choice != LATEST and seen is None
-            updates[self.run_choice] = gr.update(choices=[*now.choices], value=LATEST if gone else choice)
+            updates[self.run_choice] = gr.update(choices=[*now.choices], **({"value": LATEST} if gone else {}))
             updates[self._copy_from] = gr.update(choices=[name for _, name in now.choices if name != LATEST])
         if (now.waiting, now.failed_before) != (shown.waiting, shown.failed_before):
             updates[self.queue] = queue_html(overview)

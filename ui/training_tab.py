@@ -15,6 +15,7 @@ from training.paths import DATASET_SUFFIXES, TEXT_SUFFIXES, Folders, list_data_f
 from training.presets import FIRST_VISIT, Preset, load_presets, values_of
 from training.runs import find_run, list_runs
 from training.supervisor import Supervisor
+from ui.disk_choice import DiskChoice
 from ui.earlier_box import EarlierBox
 from ui.estimate_box import EstimateBox
 from ui.events import QUIET
@@ -76,7 +77,7 @@ class TrainingTab:
                     info=first.about if first else _ABOUT_PRESETS,
                     elem_id="preset",
                 )
-                self._copy_from = gr.Dropdown(
+                self._copy_from = DiskChoice(
                     choices=self._run_names(),
                     value=None,
                     label="Copy settings from",
