@@ -215,59 +215,88 @@ class _OnProcessor(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: _Masks, scale: float
     ) -> torch.Tensor:
-        out = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1])
+        out = _empty_rows(value, query, masks.packing)
         for number, (start, length) in enumerate(masks.packing.spans()):
-            q, k, v = _of_example(query, key, value, start, length, masks.packing.round_to)
-            q.mul_(scale)
-            for first in range(0, length, _QUERIES_A_BLOCK):
-                last = min(first + _QUERIES_A_BLOCK, q.shape[1])
-                weights = _weights(q[:, first:last], k[:, :last], masks, number)
+            k, v = _of_example(key, value, query.shape[1], start, length, masks.packing.round_to)
+            k.mul_(scale)
+            for first, last in _blocks(length, k.shape[1]):
+                weights = _weights(query[0, :, start + first : start + last], _up_to(last, k), masks, number)
                 real = min(last, length)
-                result = torch.bmm(weights, v[:, :last])[:, : real - first]
-                out[0, start + first : start + real] = result.transpose(0, 1)
+                result = torch.bmm(weights, _up_to(last, v))[:, : real - first]
+                out[0, :, start + first : start + real] = result
         ctx.save_for_backward(query, key, value)
         ctx.masks, ctx.scale = masks, scale
-        return out
+        return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         query, key, value = tensors = ctx.saved_tensors
         masks, scale = ctx.masks, ctx.scale
-        # As the layer before made them: each token's heads side by side.
-        of_all = [t.new_zeros(1, t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in tensors]
+        of_query, of_key, of_value = (_empty_rows(t, t, masks.packing) for t in tensors)
         for number, (start, length) in enumerate(masks.packing.spans()):
-            q, k, v = _of_example(query, key, value, start, length, masks.packing.round_to)
-            q.mul_(scale)
-            gradient = gradients[0][0, start : start + q.shape[1]].transpose(0, 1)
-            gradient = gradient.clone(memory_format=torch.contiguous_format)
-            gradient[:, length:] = 0  # these queries belong to another example
-            of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for first in range(0, length, _QUERIES_A_BLOCK):
-                last = min(first + _QUERIES_A_BLOCK, q.shape[1])
-                weights = _weights(q[:, first:last], k[:, :last], masks, number)
-                out = gradient[:, first:last]
-                of_v[:, :last].baddbmm_(weights.transpose(1, 2), out)
-                of_scores = torch.bmm(out, v[:, :last].transpose(1, 2))
+            k, v = _of_example(key, value, query.shape[1], start, length, masks.packing.round_to)
+            k.mul_(scale)
+            of_k = of_v = None
+            for first, last in reversed(_blocks(length, k.shape[1])):  # the last one sees all keys
+                q = query[0, :, start + first : start + last].contiguous()
+                gradient = gradients[0][0, start + first : start + last].transpose(0, 1)
+                gradient = gradient.clone(memory_format=torch.contiguous_format)
+                gradient[:, length - first :] = 0  # these queries belong to another example
+                seen_k, seen_v = _up_to(last, k), _up_to(last, v)
+                weights = _weights(q, seen_k, masks, number)
+                of_v = _added(of_v, torch.bmm(weights.transpose(1, 2), gradient))
+                of_scores = torch.bmm(gradient, seen_v.transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_scores, weights, -1, weights.dtype)
-                of_q[:, first:last] = torch.bmm(of_scores, k[:, :last])
-                of_k[:, :last].baddbmm_(of_scores.transpose(1, 2), q[:, first:last])
-            of_q.mul_(scale)
-            for of_one, whole in zip((of_q, of_k, of_v), of_all, strict=True):
+                real = min(last, length)
+                of_query[0, :, start + first : start + real] = torch.bmm(of_scores, seen_k)[:, : real - first]
+                of_k = _added(of_k, torch.bmm(of_scores.transpose(1, 2), q))
+            for of_one, whole in ((of_k, of_key), (of_v, of_value)):
+                assert of_one is not None
                 _sum_groups(of_one[:, :length], whole[0, :, start : start + length])
-        return (*of_all, None, None)
+        of_key.mul_(scale)
+        return of_query, of_key, of_value, None, None
+
+
+def _empty_rows(like: torch.Tensor, heads_of: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """For a result (1, heads, tokens, size), zero behind the examples.
+
+    Each token's heads lie side by side in memory, as the layers before and after have them.
+    """
+    _, heads, tokens, _ = heads_of.shape
+    rows = like.new_empty(1, tokens, heads, like.shape[-1])
+    rows[:, sum(packing.lengths) :] = 0
+    return rows.transpose(1, 2)
+
+
+def _added(of_all: torch.Tensor | None, of_first: torch.Tensor) -> torch.Tensor:
+    """The sum of a block's gradient for the keys it sees and that of the blocks behind it, which see these and more."""
+    if of_all is None:
+        return of_first
+    of_all[:, : of_first.shape[1]] += of_first
+    return of_all
 
 
 def _of_example(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, length: int, round_to: int
+    key: torch.Tensor, value: torch.Tensor, heads: int, start: int, length: int, round_to: int
 ) -> list[torch.Tensor]:
-    """New tensors of query, key and value of one example, each (heads, tokens, size).
+    """New tensors of key and value of one example for as many heads as there are queries, each (heads, tokens, size).
 
     Behind its own tokens there may be the first of the next, so that their number is a multiple of `round_to`.
     """
-    heads, end = query.shape[1], start + -(-length // round_to) * round_to
-    parts = (tensor[0, :, start:end] for tensor in (query, key, value))
+    end = start + -(-length // round_to) * round_to
+    parts = (tensor[0, :, start:end] for tensor in (key, value))
     of_all_heads = (part[:, None].expand(-1, heads // len(part), -1, -1) for part in parts)
     return [part.clone(memory_format=torch.contiguous_format).flatten(0, 1) for part in of_all_heads]
+
+
+def _blocks(length: int, tokens: int) -> list[tuple[int, int]]:
+    """The first query of each block and the one behind its last: of an example, rounded up to so many tokens."""
+    return [(first, min(first + _QUERIES_A_BLOCK, tokens)) for first in range(0, length, _QUERIES_A_BLOCK)]
+
+
+def _up_to(last: int, of_heads: torch.Tensor) -> torch.Tensor:
+    """The tokens that a block sees, in one piece: products copy what is not, turned around and several times."""
+    return of_heads[:, :last].contiguous()
 
 
 def _sum_groups(of_heads: torch.Tensor, out: torch.Tensor) -> None:
