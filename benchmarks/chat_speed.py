@@ -3,6 +3,8 @@
 The peers are transformers' `generate` with its dynamic and its static cache, and PEFT's layers where there is a LoRA.
 All answer greedily, one after the other in each round; what is printed are medians, and Graft's ratio to the better
 peer. Graft's times are those of `Chat.reply`: with template, tokenizing, decoding and the way to the page's thread.
+Graft and the peers have a process each, since torch keeps threads for every thread that asks it to compute, which
+would wait for the same cores.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from training.settings import Settings
 
 _PEERS = {"dynamic": {}, "static": {"cache_implementation": "static"}}
 _WORDS = "The sea is wide and deep, and the ships that cross it carry letters, salt and oranges to every harbour. "
+_LENGTH = 80  # words of a text
 _TURNS = 4  # questions in the conversation that is already long
 LORAS = ("one", "two")
 
@@ -136,34 +140,72 @@ def ask_peer(model: Any, tokenizer: Any, messages: list[Message], tokens: int, *
     return times[0] - began, (len(times) - 1) / (times[-1] - times[0])
 
 
+class Contestant:
+    """What answers in a process of its own; made there."""
+
+    here: Contestant  # the one of this process
+
+    def first_and_rate(self, what: ChatModel, turns: int, tokens: int, peer: str) -> tuple[float, float]:
+        """Seconds to the first text of the answer to the last of so many questions, and tokens a second after it."""
+        raise NotImplementedError
+
+
+class Graft(Contestant):
+    """The chat as the page has it."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._chat = Chat(folders)
+
+    def first_and_rate(self, what: ChatModel, turns: int, tokens: int, peer: str) -> tuple[float, float]:
+        """After the earlier questions were asked."""
+        chat_turns(self._chat, what, turns, _LENGTH)
+        return ask_graft(self._chat, what, conversation(turns, _LENGTH), tokens)
+
+
+class Plain(Contestant):
+    """transformers' `generate`, on PEFT's layers once a LoRA was asked for."""
+
+    def __init__(self, folders: Folders, base: str) -> None:
+        self._folders, self._tokenizer = folders, AutoTokenizer.from_pretrained(folders.models / base)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folders.models / base, dtype=torch.float32).eval()
+
+    def first_and_rate(self, what: ChatModel, turns: int, tokens: int, peer: str) -> tuple[float, float]:
+        """With the cache of that peer."""
+        if what.adapter and not isinstance(self._model, PeftModel):
+            self._model = PeftModel.from_pretrained(self._model, str(self._folders.loras / what.adapter)).eval()
+        return ask_peer(self._model, self._tokenizer, conversation(turns, _LENGTH), tokens, **_PEERS[peer])
+
+
+def process_of(kind: type[Contestant], *arguments: Any) -> ProcessPoolExecutor:
+    """One for a contestant, which is made with these arguments."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _begin, (kind, *arguments))
+
+
+def _begin(kind: type[Contestant], *arguments: Any) -> None:
+    Contestant.here = kind(*arguments)
+
+
+def _asked(*arguments: Any) -> tuple[float, float]:
+    return Contestant.here.first_and_rate(*arguments)
+
+
 def compare(folders: Folders, base: str, rounds: int, tokens: int) -> None:
     """Print the lines of one base model. All compute in 32 bits, which every processor can."""
-    chat, tokenizer = Chat(folders), AutoTokenizer.from_pretrained(folders.models / base)
-    plain = AutoModelForCausalLM.from_pretrained(folders.models / base, dtype=torch.float32).eval()
     alone = ChatModel(base, precision="32-bit")
     tuned = replace(alone, adapter=f"{base}-one")
-    for label, what in (("base", alone), ("LoRA", tuned)):
-        if what.adapter:
-            plain = PeftModel.from_pretrained(plain, str(folders.loras / what.adapter)).eval()
-        for kind, turns, words in (("a first question", 1, 80), ("turn 4 of a conversation", _TURNS, 80)):
-            results: dict[str, Timed] = defaultdict(Timed)
-            messages = conversation(turns, words)
-            for number in range(rounds + 1):
-                chat_turns(chat, what, turns, words)
-                asks: dict[str, Callable[[], tuple[float, float]]] = {
-                    "Graft": lambda: ask_graft(chat, what, messages, tokens),  # noqa: B023
-                    **{
-                        name: lambda options=options: ask_peer(plain, tokenizer, messages, tokens, **options)  # noqa: B023
-                        for name, options in _PEERS.items()
-                    },
-                }
-                for name, ask in asks.items():
-                    first, rate = ask()
-                    if number:  # the first round warms up
-                        results[name].first.append(first)
-                        results[name].rate.append(rate)
-            tell(f"{base}, {label}, {kind}", results)
-    switching(folders, chat, alone, rounds)
+    with process_of(Graft, folders) as graft, process_of(Plain, folders, base) as plain:
+        for label, what in (("base", alone), ("LoRA", tuned)):
+            for kind, turns in (("a first question", 1), ("turn 4 of a conversation", _TURNS)):
+                results: dict[str, Timed] = defaultdict(Timed)
+                for number in range(rounds + 1):
+                    for name in ("Graft", *_PEERS):
+                        process = graft if name == "Graft" else plain
+                        first, rate = process.submit(_asked, what, turns, tokens, name).result()
+                        if number:  # the first round warms up
+                            results[name].first.append(first)
+                            results[name].rate.append(rate)
+                tell(f"{base}, {label}, {kind}", results)
+    switching(folders, Chat(folders), alone, rounds)
 
 
 def chat_turns(chat: Chat, what: ChatModel, turns: int, words: int) -> None:

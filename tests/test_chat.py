@@ -198,6 +198,29 @@ def test_a_second_chat_waits_its_turn(chat: Chat) -> None:
     assert last(replies).text == expected
 
 
+def test_every_question_is_answered_by_the_same_thread(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered_by = []
+    plain = chat._answer
+    monkeypatch.setattr(chat, "_answer", lambda job: (answered_by.append(threading.current_thread()), plain(job)))
+    for _ in range(3):
+        answer(chat)
+    assert len(set(answered_by)) == 1 and len(answered_by) == 3
+
+
+def test_question_stopped_before_its_turn_is_never_answered(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = []
+    monkeypatch.setattr(chat, "_answer", lambda job: answered.append(job.stop_event))
+    stop = threading.Event()
+    with chat._lock:
+        waiting = chat.reply(BASE, HELLO, GREEDY, stop_event=stop)
+        assert next(waiting).status == "Waiting for the answer to another chat ..."
+        stop.set()
+        assert [reply.status for reply in waiting] == ["Stopped."]
+    second = threading.Event()
+    list(chat.reply(BASE, HELLO, GREEDY, stop_event=second))
+    assert answered == [second]
+
+
 def test_a_training_ends_the_answer_and_takes_the_memory(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     from training import generation
 

@@ -1,4 +1,4 @@
-"""Talks to a base model with or without a LoRA: one question at a time, each answered by a thread of its own."""
+"""Talks to a base model with or without a LoRA: one question at a time, all answered by one thread."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PUT_AWAY = (
     "A training has started and needs the memory, so the model was put away; it is loaded again with your next message."
 )
+_SECONDS_BETWEEN_LOOKS = 0.2  # whether a question that waits for its turn was stopped
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,27 @@ class _Job:
     with_adapter: bool
     stop_event: threading.Event
     closed: threading.Event = field(default_factory=threading.Event)
+    _taken: threading.Lock = field(default_factory=threading.Lock)
     pushed_out: bool = False  # by a training, which needs the memory
     remark: str = ""  # what there is to say beside how long it took
     outbox: queue.SimpleQueue[Reply | Exception | None] = field(default_factory=queue.SimpleQueue)
 
     def stopped(self) -> bool:
         return self.stop_event.is_set() or self.closed.is_set()
+
+    def take(self) -> bool:
+        """Whether it is the caller who answers it, or says that it was stopped before its turn came."""
+        return self._taken.acquire(blocking=False)
+
+    def next(self) -> Reply | Exception | None:
+        """What comes next; None behind the last. One that is stopped before its turn comes ends here."""
+        while True:
+            try:
+                return self.outbox.get(timeout=_SECONDS_BETWEEN_LOOKS)
+            except queue.Empty:
+                if self.stopped() and self.take():
+                    self.show_stopped()
+                    self.outbox.put(None)
 
     def show(self, status: str, text: str = "") -> None:
         self.outbox.put(Reply(text, status))
@@ -88,6 +104,8 @@ class Chat:
         self._lock = threading.Lock()
         self._models = ChatModels(folders)
         self._jobs: list[_Job] = []  # under way or waiting for their turn
+        self._asked: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None  # started with the first question
         self._giving_way = 0  # how many trainings are about to take the memory
         self._jobs_lock = threading.Lock()
         self.put_away = False  # the model made room for a training and was not loaded again since
@@ -106,15 +124,16 @@ class Chat:
         Setting `stop_event`, or closing the iterator, ends it after the token at hand. Raises UserError.
         """
         job = _Job(what, checked(messages), sampling.settled(), with_adapter, stop_event or threading.Event())
-        # The thread owns the lock, so a reader who walks away cannot keep it.
-        threading.Thread(target=self._work, args=(job,), name="chat", daemon=True).start()
+        self._hand_in(job)
         try:
-            while (item := job.outbox.get()) is not None:
+            while (item := job.next()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item
         finally:
             job.closed.set()
+            with self._jobs_lock:
+                self._jobs.remove(job)
 
     def unload(self) -> None:
         """Free the model's memory, once the answer under way is done."""
@@ -135,31 +154,40 @@ class Chat:
             with self._jobs_lock:
                 self._giving_way -= 1
 
-    def _work(self, job: _Job) -> None:
-        """Answer one job in a thread of its own; whatever goes wrong reaches the reader."""
+    def _hand_in(self, job: _Job) -> None:
         with self._jobs_lock:
+            if self._jobs or self._lock.locked():
+                job.show("Waiting for the answer to another chat ...")
             self._jobs.append(job)
             if self._giving_way:
                 job.push_out()
+            self._asked.put(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="chat", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        """Answer all that is asked, always in this thread: each new one would have torch set up its threads anew.
+
+        It owns the lock, so a reader who walks away cannot keep it.
+        """
+        while True:
+            job = self._asked.get()
+            with self._lock:
+                if job.take():
+                    self._finish(job)
+            del job  # with all it holds, before the wait for the next
+
+    def _finish(self, job: _Job) -> None:
+        """Answer it; whatever goes wrong reaches the reader."""
         try:
-            if not self._lock.acquire(blocking=False):
-                job.show("Waiting for the answer to another chat ...")
-                while not self._lock.acquire(timeout=0.2):
-                    if job.stopped():
-                        job.show_stopped()
-                        return
-            try:
-                self._answer(job)
-            finally:
-                self._lock.release()
+            self._answer(job)
         except UserError as error:
             job.outbox.put(error)
         except Exception as error:
             log.exception("answering failed")
             job.outbox.put(error)
         finally:
-            with self._jobs_lock:
-                self._jobs.remove(job)
             job.outbox.put(None)
 
     def _answer(self, job: _Job) -> None:

@@ -92,12 +92,12 @@ def write_answer(
     if sampling.temperature > 0:
         # No top-k behind the scenes: what the controls say is all that is done.
         drawing = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        torch.manual_seed(sampling.settled().seed)
     started = time.monotonic()
     reading = None
     if isinstance(model, PreTrainedModel):  # an adapter that takes part in each call may change what was read
         reading = speaker.readings.begin(model, speaker.key, prompt.ids, prompt.ends)
     is_whole = reading is not None and read_ahead(model, reading, stopped)
-    torch.manual_seed(sampling.settled().seed)
     ids = torch.tensor([prompt.ids], device=model.device)
     with model.disable_adapter() if speaker.base_alone else nullcontext():
         model.generate(
@@ -160,9 +160,9 @@ class _Stream:
 
 def _context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens the model can read and write in all."""
-    config = model.config.get_text_config().to_dict()
-    lengths = [config.get("max_position_embeddings"), config.get("n_positions"), tokenizer.model_max_length]
-    return int(min(length for length in lengths if length))
+    config = model.config.get_text_config()
+    lengths = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    return int(min(length for length in (*lengths, tokenizer.model_max_length) if length))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
