@@ -307,6 +307,13 @@ def test_answering_again_replaces_the_last_answer_of_both_sides(tab: ChatTab, pa
     assert texts(update[1]) == ["other", "one", "starter heard: one"]
 
 
+def test_nothing_is_answered_again_in_an_empty_conversation(tab: ChatTab, parrot: Parrot) -> None:
+    request: Any = SimpleNamespace(session_hash="me")
+    form = ("starter", NO_ADAPTER, FINAL, "16-bit", False, "", *DEFAULTS)
+    (update,) = tab._answer_again(request, [], [], *form)
+    assert "no answer yet" in update[2] and update[3]["interactive"]
+
+
 @dataclass
 class Opened:
     """The tab in a browser, and how to reach what is in it."""

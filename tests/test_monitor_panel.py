@@ -322,6 +322,18 @@ def test_delete_undo_and_the_trash(opened: Opened) -> None:
     assert trash._row not in updates, "a page that has shown nothing of a trash has nothing to hide"
 
 
+def test_undo_says_so_when_the_name_is_taken(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", lambda text, **_: said.append(text))
+    give_result(opened.add("a", Status.DONE))
+    opened.click(opened.panel.actions._ask_delete.yes, "a")
+    give_result(opened.add("a", Status.DONE))
+    updates, _ = opened.tick()
+    trash = opened.panel._trash
+    fire(opened.page, trash._undo, "click", updates[trash._last])
+    assert said == ["The name 'a' is taken by now, so it came back as 'a-2'."]
+
+
 # Failures
 
 

@@ -155,13 +155,16 @@ def test_queue_is_reordered_and_shortened_from_the_page(server: Server, page: Pa
 
 
 def test_deleted_run_comes_back_even_after_a_reload(server: Server, page: Page) -> None:
+    make_finished(server.folders, "another")  # which the monitor shows afterwards, with the trash below
     make_finished(server.folders, "precious")
+    page.set_viewport_size({"width": 1440, "height": 600})
     choose_run(page, "precious")  # the latest may be one that a test before has just stopped
     expect(status(page).locator(".graft-run")).to_have_text("precious")
     page.locator("#monitor-delete").click()
     expect(page.locator("#monitor-ask-delete")).to_contain_text("Delete 'precious'?")
     page.locator("#monitor-ask-delete-yes").click()
     expect(page.locator("#trash-text")).to_have_text("'precious' is in the trash.")
+    expect(page.locator("#trash-undo")).to_be_in_viewport()
     assert not (server.folders.loras / "precious").exists()
     page.reload()
     expect(page.locator("#trash-text")).to_have_text("'precious' is in the trash.", timeout=60 * SECOND)
@@ -170,6 +173,24 @@ def test_deleted_run_comes_back_even_after_a_reload(server: Server, page: Page) 
     assert Run(server.folders.loras / "precious").has_result()
     choose_run(page, "precious")
     expect(status(page)).to_contain_text("Done")
+
+
+def test_start_on_a_narrow_page_shows_the_training(visit: Callable[..., Visit], tmp_path: Path, server: Server) -> None:
+    """Before the first run the monitor stands below the form, and then above it."""
+    folders = Folders(datasets=server.folders.datasets, loras=tmp_path / "loras")
+    folders.loras.mkdir()
+    with running_server(folders, tmp_path / "server.log") as alone:
+        seen = visit(alone.url, viewport={"width": 800, "height": 1000})
+        page = seen.page
+        expect(page.locator("#start")).to_be_enabled(timeout=60 * SECOND)
+        try:
+            start(page, "has started", name="narrow", epochs=LONG)
+            expect(status(page).locator(".graft-run")).to_have_text("narrow", timeout=PREPARED)
+            expect(status(page)).to_be_in_viewport()
+            expect(page.locator("#monitor-stop")).to_be_in_viewport()
+        finally:
+            end_all(folders)
+        seen.assert_clean()
 
 
 def test_name_in_use_asks_what_becomes_of_the_old_one(server: Server, page: Page) -> None:

@@ -57,8 +57,8 @@ def _tell_of_a_better_one(run: Run, progress: Progress) -> None:
     if lowest < (1 - _CLEARLY) * at_end:
         text = (
             f"The evaluation loss was lowest at step {best.step:,} ({lowest:.4f}; {at_end:.4f} at the end), so the "
-            "steps after it made answers to new questions worse: chat with that checkpoint to compare, and next time "
-            "keep the best evaluation."
+            "steps after it made answers to new questions worse: choose that checkpoint in the chat to compare, and "
+            "next time choose 'best evaluation' for Which one is kept, under Advanced."
         )
         run.append(Note(text=text))
 

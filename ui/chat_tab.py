@@ -255,6 +255,9 @@ class ChatTab:
     def _answer_again(self, request: gr.Request, log: Log, base_log: Log, *form: Any) -> Iterator[list[Any]]:
         """The updates while the last message is answered anew, on both sides if both were asked it."""
         before, question = take_back(log)
+        if not question:
+            yield _shown(View(log, base_log, "There is no answer yet that could be given again.", running=False))
+            return
         base_before, base_question = take_back(base_log)
         if base_question != question:
             base_before = base_log

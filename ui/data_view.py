@@ -46,7 +46,8 @@ def _headline(report: DataReport) -> str:
     what = "pieces of the text" if report.is_raw_text else f"of {_count(report.rows_read, 'row')}"
     parts = [f"{report.train_examples:,} {what} are trained on"]
     if report.held_out_examples:
-        parts.append(f"{report.held_out_examples:,} are kept for evaluation")
+        verb = "is" if report.held_out_examples == 1 else "are"
+        parts.append(f"{report.held_out_examples:,} {verb} kept for evaluation")
     if report.dropped:
         parts.append(f"{_count(report.dropped, 'document' if report.is_raw_text else 'row')} dropped")
     return ", ".join(parts) + "."

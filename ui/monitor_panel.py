@@ -73,6 +73,7 @@ class MonitorPanel:
         self.status = gr.HTML(_NO_RUN, elem_id="monitor-status")
         self.failure = FailureBox(folders)
         self.actions = RunActions(folders, supervisor, self.lookout)
+        self._trash = TrashBox(folders, self.lookout)  # up here, where Undo is seen after a click on Delete
         self.queue = gr.HTML(elem_id="monitor-queue", padding=False)
         self.chart = live_chart()
         self.checkpoints = gr.HTML(elem_id="monitor-checkpoints")
@@ -87,7 +88,6 @@ class MonitorPanel:
             )
         with gr.Accordion("Receipt: exactly what ran", open=False):
             self.receipt = gr.JSON(show_label=False, elem_id="monitor-receipt")
-        self._trash = TrashBox(folders, self.lookout)
         self.starts = gr.State(0)  # trainings started from this page
         self.name = gr.State("")  # the run on display
         self._shown = gr.State(Shown())

@@ -62,6 +62,8 @@ class RunActions:
             (self._ask_delete.yes, "Not deleted", self._supervisor.delete),
         ):
             look_after(button.click(self._doing(action, title), name, None, concurrency_limit=None, **QUIET))
+        # On a narrow page the monitor goes below the form with the last run.
+        self._ask_delete.yes.click(None, js="() => graftShow('#trash', 'nearest')")
         go = self._extend.click(self._go_on_longer, [name, self._amount, self._unit], None, **QUIET)
         look_after(go)
         self.cancel.click(self._about_cancelling, name, self._ask_cancel.outputs, **QUIET)

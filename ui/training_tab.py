@@ -35,7 +35,10 @@ from ui.upload_box import FORMATS, UploadBox, first_kind
 DATASET, RAW_TEXT = "dataset", "raw_text"
 _OWN_IF_ANY = ("name", RAW_TEXT)  # a preset fills these only where nothing stands yet
 _ABOUT_PRESETS = "Settings that suit a purpose."
-_SCROLL_TO_MONITOR = "() => document.getElementById('monitor').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
+# Where it stands above the form and not beside it; before the first training it stands below.
+_SCROLL_TO_MONITOR = (
+    "() => { if (matchMedia('(max-width: 900px)').matches) graftShow('#monitor:not(:has(#no-run))', 'start') }"
+)
 
 
 class TrainingTab:

@@ -54,7 +54,10 @@ class TrashBox:
         try:
             if trashed is None:
                 raise UserError("It is not in the trash any more.")
-            restore_run(self._folders, trashed)
+            run = restore_run(self._folders, trashed)
+            if run.name != trashed.name:
+                said = f"The name '{trashed.name}' is taken by now, so it came back as '{run.name}'."
+                gr.Info(escape(said, quote=False), title="Brought back")  # Gradio reads it as HTML
         except UserError as error:
             raise refusal("Not brought back", str(error)) from error
         except OSError as error:
