@@ -156,15 +156,16 @@ class Chat:
 
     def _hand_in(self, job: _Job) -> None:
         with self._jobs_lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="chat", daemon=True)
+                thread.start()  # which fails where memory has run out: nothing was promised yet, and the next may try
+                self._thread = thread
             if self._jobs or self._lock.locked():
                 job.show("Waiting for the answer to another chat ...")
             self._jobs.append(job)
             if self._giving_way:
                 job.push_out()
             self._asked.put(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="chat", daemon=True)
-                self._thread.start()
 
     def _work(self) -> None:
         """Answer all that is asked, always in this thread: each new one would have torch set up its threads anew.
