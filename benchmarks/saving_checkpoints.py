@@ -1,4 +1,4 @@
-"""What saving a checkpoint at each step costs a training: seconds a step beside those of one that saves none.
+"""What saving checkpoints costs a training: seconds a step beside those of one that saves none.
 
 In turns within one run: no checkpoints, checkpoints written beside the training, and checkpoints that it waits for, as
 it did before there was a thread for them. Base model and rows are those that ship.
@@ -22,7 +22,7 @@ from training.run_store import create_run
 from training.runs import EventReader, Run
 
 _NOT_COUNTED = 3  # steps at the beginning, in which memory is taken for the first time
-_WAYS = {"none": 0, "beside": 1, "waited for": 1}  # and how many steps lie between two checkpoints
+_WAYS = ("none", "beside", "waited for")
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.saving_checkpoints", description=__doc__)
     parser.add_argument("--steps", type=int, default=40, help="of each training")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save-every", type=int, default=1, help="steps")
     parser.add_argument("--batch-size", type=int, default=4)
     arguments = parser.parse_args()
     ratios: dict[str, list[float]] = {way: [] for way in _WAYS if way != "none"}
@@ -53,7 +54,8 @@ def _seconds_a_step(folders: Folders, way: str, arguments: argparse.Namespace) -
     """From the end of one step to that of the next, saving included, in the mean over the training."""
     values = {"name": "saved", "if_exists": "overwrite", "dataset": ["car_warranty.json"], "keep_last": 2}
     values |= {"batch_size": arguments.batch_size, "micro_batch_size": arguments.batch_size, "held_out_share": 0}
-    values |= {"save_every": _WAYS[way], "save_minutes": 0, "evaluate_every": 0, "epochs": 100}
+    every = 0 if way == "none" else arguments.save_every
+    values |= {"save_every": every, "save_minutes": 0, "evaluate_every": 0, "epochs": 100}
     run = _Stopping(create_run(folders, parse(values)).folder, arguments.steps)
     with patch.object(checkpoints, "may_be_copied", lambda *_: way == "beside"):
         train_run(run, folders)
