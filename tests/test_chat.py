@@ -221,6 +221,20 @@ def test_question_stopped_before_its_turn_is_never_answered(chat: Chat, monkeypa
     assert answered == [second]
 
 
+def test_nothing_is_loaded_for_a_reader_who_left_before_the_turn_came(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[ChatModel] = []
+    plain = chat._models.ready
+    monkeypatch.setattr(chat._models, "ready", lambda what, **how: (loaded.append(what), plain(what, **how))[1])
+    with chat._lock:
+        waiting = chat.reply(BASE, HELLO, GREEDY)
+        next(waiting)
+        waiting.close()
+    assert answer(chat)
+    assert len(loaded) == 1
+
+
 def test_a_training_ends_the_answer_and_takes_the_memory(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     from training import generation
 

@@ -155,7 +155,7 @@ def test_queue_is_reordered_and_shortened_from_the_page(server: Server, page: Pa
 
 
 def test_deleted_run_comes_back_even_after_a_reload(server: Server, page: Page) -> None:
-    make_finished(server.folders, "another")  # which the monitor shows afterwards, with the trash below
+    make_finished(server.folders, "another")  # which the monitor shows afterwards
     make_finished(server.folders, "precious")
     page.set_viewport_size({"width": 1440, "height": 600})
     choose_run(page, "precious")  # the latest may be one that a test before has just stopped

@@ -182,7 +182,12 @@ class Chat:
     def _finish(self, job: _Job) -> None:
         """Answer it; whatever goes wrong reaches the reader."""
         try:
-            self._answer(job)
+            if (
+                job.stopped()
+            ):  # before its turn came: nothing is loaded for it, which a training may need the memory for
+                job.show_stopped()
+            else:
+                self._answer(job)
         except UserError as error:
             job.outbox.put(error)
         except Exception as error:

@@ -101,10 +101,12 @@ def launch_options() -> dict[str, Any]:
             radius_size=gr.themes.sizes.radius_md,
         ).set(
             body_background_fill="*neutral_50",
-            # The theme's own are too faint on white: text wants 4.5 times its ground's brightness, a large button 3.
+            # The theme's own are too faint: text wants 4.5 times its ground's brightness.
             body_text_color_subdued="*neutral_500",
-            button_primary_background_fill="*primary_600",
-            button_primary_background_fill_hover="*primary_700",
+            button_primary_background_fill="*primary_700",
+            button_primary_background_fill_dark="*primary_700",
+            button_primary_background_fill_hover="*primary_800",
+            button_primary_background_fill_hover_dark="*primary_800",
             checkbox_label_background_fill_selected="*primary_700",
             checkbox_label_background_fill_selected_dark="*primary_700",
             checkbox_border_color="*neutral_400",
