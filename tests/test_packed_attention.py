@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, PretrainedConfig
 
-from training.packed_attention import CannotPackError, Packing, _attention, _Masks, packed_as, use_packed_attention
+from training import processor_attention
+from training.packed_attention import CannotPackError, _attention, _Masks, use_packed_attention
+from training.packing import Packing, packed_as
 
 _SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -34,10 +36,15 @@ def alone(tensors: list[torch.Tensor], packing: Packing, scale: float) -> torch.
 
 @pytest.mark.parametrize("heads", [1, 2, 6])
 @pytest.mark.parametrize("round_to", [1, 32])
-@pytest.mark.parametrize("lengths", [(37, 300, 5, 130), (1, 1), (128,), (129, 127), (256, 2)])
+@pytest.mark.parametrize(
+    "lengths", [(37, 300, 5, 130), (1, 1), (128,), (129, 127), (256, 2), (290, 9, 300, 9, 31, 300, 9)]
+)
+@pytest.mark.parametrize("scores_at_once", [1, 2**30], ids=["one by one", "as many as can be"])
 def test_result_and_gradient_are_those_of_each_example_alone(
-    lengths: tuple[int, ...], round_to: int, heads: int
+    lengths: tuple[int, ...], round_to: int, heads: int, scores_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processor_attention, "_SCORES_AT_ONCE", scores_at_once)
+    processor_attention._by_length.cache_clear()
     packing = Packing(lengths, round_to)
     tensors = queries_keys_values(sum(lengths) + 40, heads, torch.float64)
     out, _ = _attention(torch.nn.Module(), *tensors, _Masks(packing), scaling=0.3)
@@ -77,14 +84,14 @@ def test_windows_slide_within_each_example(config: PretrainedConfig) -> None:
     """Examples are longer than the windows, which the short ones of a trial never are."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
-    texts = [torch.randint(0, 99, (1, n)) for n in (23, 3, 40)]
+    texts = [torch.randint(0, 99, (1, n)) for n in (23, 3, 40, 23)]
     expected = torch.cat([model(text).logits for text in texts], dim=1)
     use_packed_attention(model)
-    with packed_as(Packing((23, 3, 40))):
+    with packed_as(Packing((23, 3, 40, 23))):
         positions = torch.cat([torch.arange(text.shape[1]) for text in texts])[None]
         found = model(torch.cat(texts, dim=1), position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(model(texts[2]).logits, expected[:, 26:], atol=1e-5, rtol=0)  # unpacked as before
+    torch.testing.assert_close(model(texts[2]).logits, expected[:, 26:66], atol=1e-5, rtol=0)  # unpacked as before
 
 
 def test_dropout_leaves_out_but_does_not_mix() -> None:

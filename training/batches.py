@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.packed_attention import Packing
+from training.packing import Packing
 from training.prepared import IGNORED, Example
 
 

@@ -57,7 +57,8 @@ class _SwiGlu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         gate, up = ctx.saved_tensors
         of_up = F.silu(gate).mul_(gradients[0])
-        return torch.ops.aten.silu_backward(gradients[0] * up, gate), of_up
+        of_gate = gradients[0] * up
+        return torch.ops.aten.silu_backward(of_gate, gate, grad_input=of_gate), of_up  # no memory beside the two
 
 
 class _Rotation(torch.autograd.Function):

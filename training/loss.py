@@ -24,7 +24,8 @@ from training.faster_layers import make_faster
 from training.head_loss import Head, loss_of_hidden
 from training.methods import TrainableModel
 from training.modules import has_fused_experts
-from training.packed_attention import PACKED, CannotPackError, packed_as, use_packed_attention
+from training.packed_attention import PACKED, CannotPackError, use_packed_attention
+from training.packing import packed_as
 from training.prepared import Example
 
 _TRIAL = (7, 12)  # tokens of the examples that are tried

@@ -24,7 +24,7 @@ from training.batches import PackedRow, PaddedRows
 from training.device_rules import Device, DeviceRules
 from training.loss import ExampleLoss
 from training.methods import TrainableModel
-from training.packed_attention import Packing
+from training.packing import Packing
 
 # Where what is offloaded waits: it is counted no more until it is brought back.
 ELSEWHERE = saved_tensors_hooks(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from training.methods import TrainableModel
-from training.packed_attention import current_packing
+from training.packing import current_packing
 
 
 def add_noise(model: TrainableModel, alpha: float) -> None:
