@@ -107,6 +107,8 @@ def launch_options() -> dict[str, Any]:
             button_primary_background_fill_dark="*primary_700",
             button_primary_background_fill_hover="*primary_800",
             button_primary_background_fill_hover_dark="*primary_800",
+            # The theme's own, a bright green, makes of any button under the pointer the main one.
+            button_secondary_background_fill_hover_dark="*neutral_500",
             checkbox_label_background_fill_selected="*primary_700",
             checkbox_label_background_fill_selected_dark="*primary_700",
             checkbox_border_color="*neutral_400",
