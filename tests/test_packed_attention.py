@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MistralConfig, PretrainedConfig
 
 from training import processor_attention
-from training.packed_attention import CannotPackError, _attention, _Masks, use_packed_attention
-from training.packing import Packing, packed_as
+from training.packed_attention import CannotPackError, _attention, use_packed_attention
+from training.packing import Masks, Packing, packed_as
 
 _SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -47,7 +47,7 @@ def test_result_and_gradient_are_those_of_each_example_alone(
     processor_attention._by_length.cache_clear()
     packing = Packing(lengths, round_to)
     tensors = queries_keys_values(sum(lengths) + 40, heads, torch.float64)
-    out, _ = _attention(torch.nn.Module(), *tensors, _Masks(packing), scaling=0.3)
+    out, _ = _attention(torch.nn.Module(), *tensors, Masks(packing), scaling=0.3)
     expected = alone(tensors, packing, 0.3)
     torch.testing.assert_close(out, expected)
     direction = torch.randn_like(out)
@@ -62,11 +62,11 @@ def test_result_and_gradient_are_those_of_each_example_alone(
 def test_what_stands_behind_the_examples_changes_nothing() -> None:
     packing = Packing((5, 9), 32)
     tensors = queries_keys_values(64, 4, torch.float32)
-    out, _ = _attention(torch.nn.Module(), *tensors, _Masks(packing))
+    out, _ = _attention(torch.nn.Module(), *tensors, Masks(packing))
     with torch.no_grad():
         for tensor in tensors:
             tensor[:, :, 14:] = 1e4
-    again, _ = _attention(torch.nn.Module(), *tensors, _Masks(packing))
+    again, _ = _attention(torch.nn.Module(), *tensors, Masks(packing))
     torch.testing.assert_close(out[:, :14], again[:, :14])
     assert not again[:, 14:].any()
 
@@ -99,7 +99,7 @@ def test_dropout_leaves_out_but_does_not_mix() -> None:
     tensors = queries_keys_values(13, 4, torch.float32)
     with torch.no_grad():
         tensors[2][:, :, 6:] = 0.0  # the second example has nothing to say
-    out, _ = _attention(torch.nn.Module(), *tensors, _Masks(packing), dropout=0.5)
+    out, _ = _attention(torch.nn.Module(), *tensors, Masks(packing), dropout=0.5)
     assert not out[:, 6:].any() and out[:, :6].any()
 
 
@@ -107,7 +107,7 @@ def test_dropout_leaves_out_but_does_not_mix() -> None:
 def test_what_it_does_not_do_is_refused(name: str) -> None:
     tensors = queries_keys_values(4, 4, torch.float32)
     with pytest.raises(CannotPackError, match=name):
-        _attention(torch.nn.Module(), *tensors, _Masks(Packing((4,))), **{name: 1.0})
+        _attention(torch.nn.Module(), *tensors, Masks(Packing((4,))), **{name: 1.0})
 
 
 def test_a_row_that_reaches_it_without_its_examples_is_refused() -> None:

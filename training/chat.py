@@ -182,9 +182,7 @@ class Chat:
     def _finish(self, job: _Job) -> None:
         """Answer it; whatever goes wrong reaches the reader."""
         try:
-            if (
-                job.stopped()
-            ):  # before its turn came: nothing is loaded for it, which a training may need the memory for
+            if job.stopped():  # before its turn: a training may need the memory that loading for it would take
                 job.show_stopped()
             else:
                 self._answer(job)

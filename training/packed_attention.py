@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -22,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from training.lora_function import compute_dtype
-from training.packing import Packing, current_packing
+from training.packing import Masks, Packing, current_packing
 from training.processor_attention import attend
 
 log = logging.getLogger(__name__)
@@ -32,17 +31,6 @@ _NOT_DONE = ("softcap", "s_aux", "position_bias")  # what some models ask of the
 
 class CannotPackError(Exception):
     """The model asks for what attention inside each example does not do; says what, after "its attention"."""
-
-
-@dataclass(frozen=True)
-class _Masks:
-    """What the layers of one kind may see: all tokens before in the example, or what its mask says besides.
-
-    Masks have shape (tokens, tokens) and are True where nothing may be seen.
-    """
-
-    packing: Packing
-    hidden: list[torch.Tensor] | None = None
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -58,7 +46,7 @@ def _masks(
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **others: Any,
-) -> _Masks | torch.Tensor | None:
+) -> Masks | torch.Tensor | None:
     """What transformers hands to the layers in place of a mask over the whole row."""
     packing = current_packing()
     if packing is None:
@@ -66,14 +54,14 @@ def _masks(
     if use_vmap:
         raise CannotPackError("is masked by rules of its own")
     if torch.device(device).type == "meta":
-        return _Masks(packing)
+        return Masks(packing)
     none = torch.zeros((), dtype=torch.long, device=device)
     rows = [torch.arange(start, start + length, device=device) for start, length in packing.spans()]
     # Where the last token of an example sees all before it, no window or chunk ends within the example.
     last = [mask_function(none, none, places[-1:, None], places[None, :]).flatten() for places in rows]
     if bool(torch.cat(last).all()):
-        return _Masks(packing)
-    return _Masks(packing, [~mask_function(none, none, places[:, None], places[None, :]) for places in rows])
+        return Masks(packing)
+    return Masks(packing, [~mask_function(none, none, places[:, None], places[None, :]) for places in rows])
 
 
 def _attention(
@@ -81,7 +69,7 @@ def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: _Masks | torch.Tensor | None,
+    attention_mask: Masks | torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **others: Any,
@@ -90,7 +78,7 @@ def _attention(
 
     Returns (1, tokens, heads, size). A row that is not packed goes to torch's own attention.
     """
-    if not isinstance(attention_mask, _Masks):
+    if not isinstance(attention_mask, Masks):
         if current_packing() is not None:
             raise CannotPackError("does not tell examples apart")
         return sdpa_attention_forward(
@@ -103,7 +91,7 @@ def _attention(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu" and not dropout:
-        return attend(query, key, value, attention_mask.packing, attention_mask.hidden, scale), None
+        return attend(query, key, value, attention_mask, scale), None
     if query.is_cuda and not dropout and attention_mask.hidden is None and _has_flash_attention(query, key, value):
         return _by_flash_attention(query, key, value, attention_mask.packing, scale), None
     return _by_torch(query, key, value, attention_mask, dropout, scale), None
@@ -149,7 +137,7 @@ def _tried_flash(device: torch.device, dtype: torch.dtype, heads: tuple[tuple[in
 
 
 def _by_torch(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: _Masks, dropout: float, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: Masks, dropout: float, scale: float
 ) -> torch.Tensor:
     """Torch's own function, an example at a time: it knows masks and dropout on every device."""
     spans = masks.packing.spans()

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -22,6 +24,17 @@ class Packing:
     def spans(self) -> list[tuple[int, int]]:
         """First token and length of each example."""
         return list(zip(accumulate(self.lengths, initial=0), self.lengths, strict=False))
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the layers of one kind may see: all tokens before in the example, or what its mask says besides.
+
+    Masks have shape (tokens, tokens) and are True where nothing may be seen.
+    """
+
+    packing: Packing
+    hidden: list[torch.Tensor] | None = None
 
 
 _CURRENT: ContextVar[Packing | None] = ContextVar("packing", default=None)

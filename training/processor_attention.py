@@ -13,25 +13,15 @@ from typing import Any
 
 import torch
 
-from training.packing import Packing
+from training.packing import Masks, Packing
 
 _QUERIES_A_BLOCK = 128  # few, because a block leaves out the keys behind it; enough for an efficient product
 _SCORES_AT_ONCE = 2**19  # at most, unless one example has more: what a processor's cache holds
 
 
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: Packing,
-    hidden: Sequence[torch.Tensor] | None,
-    scale: float,
-) -> torch.Tensor:
-    """Query (1, heads, tokens, size), key and value maybe with fewer heads; returns (1, tokens, heads, size).
-
-    `hidden` has a mask (tokens, tokens) for each example, True where more may not be seen than what comes later.
-    """
-    out: torch.Tensor = _Attention.apply(query, key, value, packing, hidden, scale)
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: Masks, scale: float) -> torch.Tensor:
+    """Query (1, heads, tokens, size), key and value maybe with fewer heads; returns (1, tokens, heads, size)."""
+    out: torch.Tensor = _Attention.apply(query, key, value, masks, scale)
     return out
 
 
@@ -62,33 +52,27 @@ class _SameLength:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        packing: Packing,
-        hidden: Sequence[torch.Tensor] | None,
-        scale: float,
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, masks: Masks, scale: float
     ) -> torch.Tensor:
-        out = _empty_rows(value, query, packing)
-        for examples in _by_length(packing, query.shape[1]):
+        out = _empty_rows(value, query, masks.packing)
+        for examples in _by_length(masks.packing, query.shape[1]):
             k, v = examples.of(key).mul_(scale).flatten(0, 1), examples.of(value).flatten(0, 1)
             for first, last in _blocks(examples):
                 q = examples.of(query, first, last)
-                weights = _weights(_for_keys(q, k), _up_to(last, k), examples, last - first, hidden)
+                weights = _weights(_for_keys(q, k), _up_to(last, k), examples, last - first, masks.hidden)
                 result = torch.bmm(weights, _up_to(last, v))
                 examples.put(result.view(*q.shape[:3], -1), out, first)
         ctx.save_for_backward(query, key, value)
-        ctx.packing, ctx.hidden, ctx.scale = packing, hidden, scale
+        ctx.masks, ctx.scale = masks, scale
         return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         query, key, value = tensors = ctx.saved_tensors
-        packing, hidden, scale = ctx.packing, ctx.hidden, ctx.scale
-        of_query, of_key, of_value = (_empty_rows(t, t, packing) for t in tensors)
+        masks, scale = ctx.masks, ctx.scale
+        of_query, of_key, of_value = (_empty_rows(t, t, masks.packing) for t in tensors)
         of_out = gradients[0].transpose(1, 2)
-        for examples in _by_length(packing, query.shape[1]):
+        for examples in _by_length(masks.packing, query.shape[1]):
             k, v = examples.of(key).mul_(scale).flatten(0, 1), examples.of(value).flatten(0, 1)
             of_k = of_v = None
             for first, last in reversed(_blocks(examples)):  # the last one sees all keys
@@ -98,7 +82,7 @@ class _Attention(torch.autograd.Function):
                 shape = q.shape
                 q, gradient = _for_keys(q, k), _for_keys(gradient, k)
                 seen_k, seen_v = _up_to(last, k), _up_to(last, v)
-                weights = _weights(q, seen_k, examples, last - first, hidden)
+                weights = _weights(q, seen_k, examples, last - first, masks.hidden)
                 of_v = _added(of_v, torch.bmm(weights.transpose(1, 2), gradient))
                 of_scores = torch.bmm(gradient, seen_v.transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_scores, weights, -1, weights.dtype)
@@ -108,7 +92,7 @@ class _Attention(torch.autograd.Function):
                 assert of_one is not None
                 examples.put(of_one.unflatten(0, (len(examples.numbers), -1)), whole)
         of_key.mul_(scale)
-        return of_query, of_key, of_value, None, None, None
+        return of_query, of_key, of_value, None, None
 
 
 def _empty_rows(like: torch.Tensor, heads_of: torch.Tensor, packing: Packing) -> torch.Tensor:
